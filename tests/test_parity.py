@@ -1,0 +1,111 @@
+"""The masks of the served models are the official predictor's, for every kind of prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import tritonclient.http as triton_http
+from conftest import SPEC, Exported, export_random
+from PIL import Image
+
+from checkpoints import checkpoint_from_pair
+from triton_sam import SAM2TritonClient
+from triton_sam.demo import demo_photo, demo_repository
+from triton_sam.export import sam2
+from triton_sam.export.parity import compare_image
+from triton_sam.server import EmbeddedServer
+
+Arrays = dict[str, np.ndarray]
+
+
+def _images() -> Iterator[tuple[str, Image.Image]]:
+    photo = demo_photo()
+    yield "landscape", photo
+    yield "portrait", photo.crop((170, 0, 430, 400)).resize((780, 1200), Image.Resampling.BICUBIC)
+    yield "tiny", photo.resize((37, 23))
+
+
+def _assert_parity(url: str, model: torch.nn.Module, degenerate: bool) -> None:
+    predictor = sam2.predictor(model)
+    with SAM2TritonClient(url) as client:
+        for name, image in _images():
+            for difference in compare_image(client, predictor, image, name):
+                assert difference.within_tolerance, difference
+                assert degenerate or 0 < difference.foreground < 1, difference
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_small_model_with_random_weights(
+    exported: Exported, server: EmbeddedServer, protocol: str
+) -> None:
+    url = server.url if protocol == "grpc" else f"http://{server.http_url}"
+    _assert_parity(url, exported.model(), degenerate=False)
+
+
+@pytest.mark.parametrize("variant", ["tiny", pytest.param("base_plus", marks=pytest.mark.slow)])
+def test_full_size_with_random_weights(variant: str, tmp_path: Path) -> None:
+    result = export_random(variant, tmp_path)
+    with EmbeddedServer(result.repository) as server:
+        _assert_parity(server.url, result.model(), degenerate=False)
+
+
+def test_the_demo_model(tmp_path: Path) -> None:
+    repository = demo_repository()
+    encoder, decoder = (repository / model.name / "1/model.onnx" for model in SPEC.models)
+    checkpoint = checkpoint_from_pair(encoder, decoder, "sam2.1_demo.yaml", tmp_path / "demo.pt")
+    model = sam2.build_model("sam2.1_demo.yaml", checkpoint)
+    with EmbeddedServer(repository) as server:
+        # What it makes of a mask prompt on 37×23 pixels may well be nothing.
+        _assert_parity(server.url, model, degenerate=True)
+
+
+def _http_infer(client: object, model: str, inputs: Arrays, outputs: list[str]) -> Arrays:
+    tensors = []
+    for name, array in inputs.items():
+        tensors.append(triton_http.InferInput(name, list(array.shape), "FP32"))
+        tensors[-1].set_data_from_numpy(array)
+    wanted = [triton_http.InferRequestedOutput(name) for name in outputs]
+    result = client.infer(model, tensors, outputs=wanted)  # type: ignore[attr-defined]
+    return {name: result.as_numpy(name) for name in outputs}
+
+
+def test_a_client_that_knows_only_image_embeddings(
+    exported: Exported, server: EmbeddedServer
+) -> None:
+    """Sends `image`, then the embedding with points, over HTTP: masks without fine features."""
+    model = exported.model()
+    image = np.random.default_rng(5).random((1, 3, 1024, 1024), np.float32)
+    coords = np.array([[[500.0, 375.0], [100.0, 900.0]]], np.float32)
+    labels = np.array([[1.0, 0.0]], np.float32)
+
+    client = triton_http.InferenceServerClient(server.http_url)
+    encoded = _http_infer(client, "sam2_encoder", {"image": image}, ["image_embeddings"])
+    prompt = {"point_coords": coords, "point_labels": labels}
+    names = ["masks", "iou_predictions"]
+    answer = _http_infer(client, "sam2_decoder", encoded | prompt, names)
+    client.close()
+
+    with torch.no_grad():
+        embedding, _, _ = sam2.Encoder(model, SPEC.image)(torch.from_numpy(image))
+        sparse, dense = model.sam_prompt_encoder(  # type: ignore[operator]
+            points=(torch.from_numpy(coords), torch.from_numpy(labels)), boxes=None, masks=None
+        )
+        decoder = model.sam_mask_decoder
+        decoder.use_high_res_features = False  # type: ignore[union-attr]
+        masks, scores, _, _ = decoder(  # type: ignore[operator]
+            image_embeddings=embedding,
+            image_pe=model.sam_prompt_encoder.get_dense_pe(),  # type: ignore[operator,union-attr]
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            multimask_output=False,
+            repeat_image=False,
+        )
+    assert answer["masks"].shape == (1, 1, 256, 256)
+    np.testing.assert_allclose(encoded["image_embeddings"], embedding.numpy(), atol=2e-5)
+    scale = float(masks.abs().max())
+    np.testing.assert_allclose(answer["masks"], masks.numpy(), atol=1e-4 * scale)
+    np.testing.assert_allclose(answer["iou_predictions"], scores.numpy(), atol=1e-4)
