@@ -1,0 +1,1 @@
+"""Parts of the demo model's training program (see ``docs/demo-model.md``)."""
