@@ -12,18 +12,20 @@ import tritonclient.http as triton_http
 from conftest import SPEC, Exported, export_random
 from PIL import Image
 
+import triton_sam
 from checkpoints import checkpoint_from_pair
 from triton_sam import SAM2TritonClient
-from triton_sam.demo import demo_photo, demo_repository
+from triton_sam.demo import demo_repository
 from triton_sam.export import sam2
 from triton_sam.export.parity import compare_image
+from triton_sam.images import load_image
 from triton_sam.server import EmbeddedServer
 
 Arrays = dict[str, np.ndarray]
 
 
 def _images() -> Iterator[tuple[str, Image.Image]]:
-    photo = demo_photo()
+    photo = load_image(Path(triton_sam.__file__).parent / "assets/coffee.jpg")
     yield "landscape", photo
     yield "portrait", photo.crop((170, 0, 430, 400)).resize((780, 1200), Image.Resampling.BICUBIC)
     yield "tiny", photo.resize((37, 23))
