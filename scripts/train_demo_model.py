@@ -29,9 +29,12 @@ a full training, as docs/demo-model.md describes it:
      weights the one before left in work/run, and an interrupted command goes on when repeated:
        %(prog)s train work/run --scenes work/scenes --stage s128 --size 128 --steps 1000 \\
            --images 6 --corrections 0 --boxes 0.2 --bfloat16
-       %(prog)s train work/run --scenes work/scenes --stage s256 --size 256 --steps 1600 ...
-       %(prog)s train work/run --scenes work/scenes --stage s512 --size 512 --steps 600 ...
-       %(prog)s train work/run --scenes work/scenes --stage s1024 --size 1024 --steps 100 ...
+       %(prog)s train work/run --scenes work/scenes --stage s256 --size 256 --steps 3500 \\
+           --images 4 --prompts 4 --last-rate 4e-4 --corrections 0.2 --boxes 0.35 --bfloat16
+       %(prog)s train work/run --scenes work/scenes --stage s512 --size 512 --steps 500 \\
+           --images 2 --prompts 4 --rate 5e-4 --last-rate 3e-4 --corrections 0.25 --bfloat16
+       %(prog)s train work/run --scenes work/scenes --stage s1024 --size 1024 --steps 200 \\
+           --images 1 --prompts 4 --rate 3e-4 --last-rate 1e-5 --mean-decay 0.95 --bfloat16
   3. measure work/run/model.pt with the official predictor at 1024 px, and look at it:
        %(prog)s evaluate work/run/model.pt --json work/figures.json --pictures work/pictures
        %(prog)s plot work/run/curve.csv curve.png
@@ -245,7 +248,13 @@ def plot(args: argparse.Namespace) -> None:
         for before, row, at in zip(rows, rows[1:], minutes[1:], strict=False):
             if before["size"] != row["size"]:
                 axes.axvline(at, color="grey", linestyle=":")
-                axes.annotate(f" {row['size']} px", (at, axes.get_ylim()[0]), color="grey")
+                axes.annotate(
+                    f" {row['size']} px",
+                    (at, axes.get_ylim()[0]),
+                    rotation=90,
+                    va="bottom",
+                    color="grey",
+                )
         axes.legend()
         axes.grid(alpha=0.3)
     figure.tight_layout()

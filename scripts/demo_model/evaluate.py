@@ -158,8 +158,11 @@ def write_summary(summary: dict[str, dict[str, float]], path: Path) -> None:
 
 
 PHOTOGRAPHS: dict[str, list[tuple[float, ...]]] = {
-    "coins": [(45, 55), (101, 57), (155, 51), (217, 53), (276, 53)],
-    "coffee": [(290, 145)],
+    "coins": [
+        *((45, 54), (99, 56), (155, 51), (271, 119), (44, 124), (205, 124), (102, 196), (154, 198)),
+        *((317, 106, 355, 144), (18, 233, 74, 287), (144, 236, 200, 287)),
+    ],
+    "coffee": [(172, 18, 406, 208)],
 }
 """Clicks (x, y) and boxes (x0, y0, x1, y1), pixels of scikit-image's sample photographs."""
 

@@ -465,7 +465,7 @@ def photograph(rng: np.random.Generator, canvas: Floats) -> Bytes:
         buffer = io.BytesIO()
         picture.save(buffer, "JPEG", quality=int(rng.integers(35, 95)))
         picture = Image.open(buffer).convert("RGB")
-    return np.asarray(picture, dtype=np.uint8)
+    return np.array(picture, dtype=np.uint8)
 
 
 def make_scene(rng: np.random.Generator, size: int = 512) -> Scene:
