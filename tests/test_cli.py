@@ -38,9 +38,9 @@ def test_segment_writes_the_mask_of_the_client(
     with SAM2TritonClient(server.url) as client:
         client.set_image(photo)
         expected = client.segment([[285, 150], [20, 20]], [1, 0], box=[80, 60, 410, 390])
-    written = np.asarray(Image.open(mask))
-    np.testing.assert_array_equal(written, expected.masks[0, 0].astype(np.uint8) * 255)
-    assert Image.open(out).size == demo_photo().size
+    with Image.open(mask) as written, Image.open(out) as overlay:
+        np.testing.assert_array_equal(written, expected.masks[0, 0].astype(np.uint8) * 255)
+        assert overlay.size == demo_photo().size
     said = json.loads(capsys.readouterr().out)
     assert said["area"] == expected.area[0, 0]
     assert said["bbox"] == expected.bbox[0, 0].tolist()
@@ -82,7 +82,7 @@ def test_segment_of_what_is_no_image(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--point", "nan,20"], "nan"),
+        (["--point", "nan,20"], "got NaN or infinity"),
         (["--point", "1200,20"], "1200"),
         (["--box", "10,10,5,20"], "10"),
         ([], "Give point_coords"),
