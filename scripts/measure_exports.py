@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from triton_sam.export.random_checkpoint import make_checkpoint
+from triton_sam.export.checkpoints import make_checkpoint
 from triton_sam.specs import FAMILIES, Variant
 
 _FAMILY = FAMILIES["sam2"]

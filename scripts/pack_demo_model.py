@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Compress an exported demo model into the package's assets.
 
-Run it after `triton-sam export sam2 --variant demo`. The weights have float16 precision in
-float32 tensors, so that half of their bytes are zeros, which is what makes the files small.
+Run it after `triton-sam export sam2 --variant demo`. The weights have bfloat16 precision in
+float32 tensors: half of their bytes are zeros, which is what makes the files small.
 """
 
 from __future__ import annotations

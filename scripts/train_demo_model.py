@@ -38,6 +38,9 @@ a full training, as docs/demo-model.md describes it:
   3. measure work/run/model.pt with the official predictor at 1024 px, and look at it:
        %(prog)s evaluate work/run/model.pt --json work/figures.json --pictures work/pictures
        %(prog)s plot work/run/curve.csv curve.png
+  4. export it and put it into the package:
+       triton-sam export sam2 --variant demo --checkpoint work/run/model.pt --output work/models
+       python scripts/pack_demo_model.py --repository work/models
 """
 
 
@@ -150,7 +153,9 @@ def add_evaluate(commands: argparse._SubParsersAction) -> None:  # type: ignore[
         "fresh scenes of 1024 px, and draw its masks on photographs.",
     )
     a.set_defaults(run=evaluate)
-    a.add_argument("checkpoint", type=Path, help="model.pt of a run")
+    a.add_argument(
+        "checkpoint", type=Path, nargs="?", help="model.pt of a run (default: the one that ships)"
+    )
     a.add_argument("--config", type=Path, default=CONFIG, help="model configuration")
     a.add_argument("--held-out", type=int, default=50, help="scenes, up to 6 objects each")
     a.add_argument("--json", type=Path, help="where the figures go")
@@ -186,6 +191,7 @@ def work(rank: int, args: argparse.Namespace, meeting: str = "") -> None:
         distributed.init_process_group(
             "gloo", init_method=meeting, rank=rank, world_size=args.workers
         )
+    torch.manual_seed(args.seed)
     model = network.build(args.config)
     network.initialise(model, args.seed)
     scenes = store.SceneStore(args.scenes)
@@ -216,7 +222,9 @@ def evaluate(args: argparse.Namespace) -> None:
     from demo_model import evaluate as measure
 
     torch.set_num_threads(args.threads)
-    predictor = measure.load_predictor(args.config, args.checkpoint)
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = args.checkpoint or measure.shipped_checkpoint(args.config, Path(folder))
+        predictor = measure.load_predictor(args.config, checkpoint)
     if args.pictures:
         measure.write_pictures(predictor, args.pictures)
     summary = measure.held_out(predictor, range(args.held_out)).summary()

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from triton_sam.export import sam2
+from triton_sam.export.checkpoints import make_checkpoint
 from triton_sam.export.parity import Difference
 from triton_sam.export.pipeline import export
-from triton_sam.export.random_checkpoint import make_checkpoint
 from triton_sam.server import EmbeddedServer
 from triton_sam.specs import FAMILIES
 

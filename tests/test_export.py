@@ -13,10 +13,10 @@ import pytest
 import torch
 from conftest import SPEC, Exported, export_random
 
-from checkpoints import checkpoint_from_pair
 from triton_sam import repository
 from triton_sam.errors import CheckpointError, ExportError, InvalidInputError
 from triton_sam.export import parity, pipeline, sam2
+from triton_sam.export.checkpoints import checkpoint_from_pair
 
 DEMO_CFG = "sam2.1_demo.yaml"
 

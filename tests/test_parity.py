@@ -13,10 +13,10 @@ from conftest import SPEC, Exported, export_random
 from PIL import Image
 
 import triton_sam
-from checkpoints import checkpoint_from_pair
 from triton_sam import SAM2TritonClient
 from triton_sam.demo import demo_repository
 from triton_sam.export import sam2
+from triton_sam.export.checkpoints import checkpoint_from_pair
 from triton_sam.export.parity import compare_image
 from triton_sam.images import load_image
 from triton_sam.server import EmbeddedServer

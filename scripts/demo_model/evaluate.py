@@ -9,14 +9,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image, ImageDraw
 from scipy import ndimage
 from tqdm import tqdm
 
-from demo_model import network
 from demo_model.sampling import visible_objects
 from demo_model.scenes import make_scene
+from triton_sam.demo import demo_repository
+from triton_sam.export.checkpoints import checkpoint_from_pair
+from triton_sam.export.sam2 import build_model, predictor
+from triton_sam.specs import FAMILIES
 
 Mask = npt.NDArray[np.bool_]
 HELD_OUT_SEED = 77_000
@@ -25,13 +27,14 @@ OBJECTS_PER_SCENE = 6
 
 def load_predictor(config: Path, checkpoint: Path) -> Any:
     """The official image predictor around a published checkpoint."""
-    model = network.build(config)
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)["model"]
-    model.load_state_dict(state)
-    model.eval()
-    from sam2.sam2_image_predictor import SAM2ImagePredictor
+    return predictor(build_model(str(config), checkpoint))
 
-    return SAM2ImagePredictor(model)
+
+def shipped_checkpoint(config: Path, folder: Path) -> Path:
+    """The checkpoint of the demo model that comes with the package, written into ``folder``."""
+    family, root = FAMILIES["sam2"], demo_repository()
+    encoder, decoder = (root / model.name / "1/model.onnx" for model in family.models)
+    return checkpoint_from_pair(encoder, decoder, str(config), folder / "sam2.1_demo.pt")
 
 
 def iou(ours: Mask, truth: Mask) -> float:
