@@ -13,17 +13,26 @@ import pytest
 import torch
 from conftest import SPEC, Exported, export_random
 
+import triton_sam
 from triton_sam import repository
+from triton_sam.demo import demo_repository
 from triton_sam.errors import CheckpointError, ExportError, InvalidInputError
 from triton_sam.export import parity, pipeline, sam2
 from triton_sam.export.checkpoints import checkpoint_from_pair
 
 DEMO_CFG = "sam2.1_demo.yaml"
+ASSETS = Path(triton_sam.__file__).parent / "assets"
 
 
 def test_the_repository_is_as_the_table_says(exported: Exported) -> None:
     assert repository.check(exported.repository) == []
     assert not list(exported.repository.glob(".export-*"))
+
+
+def test_the_demo_model_is_as_the_table_says() -> None:
+    assert repository.check(demo_repository()) == []
+    packed = sum(file.stat().st_size for file in ASSETS.glob("*.onnx.xz"))
+    assert packed < 8_000_000
 
 
 def test_every_prompt_kind_was_compared_and_means_something(exported: Exported) -> None:

@@ -256,7 +256,6 @@ def test_plain_rgb_is_what_the_official_predictor_sees() -> None:
 def test_preprocess_agrees_with_the_official_transform(
     size: tuple[int, int], family: Family
 ) -> None:
-    pytest.importorskip("torch")
     from triton_sam.export.torch_compat import prepare_torchvision
 
     prepare_torchvision()
@@ -282,7 +281,8 @@ def test_preprocess_keeps_values_and_channels(family: Family) -> None:
 
 
 def test_points_move_as_in_the_official_transform(family: Family) -> None:
-    torch = pytest.importorskip("torch")
+    import torch
+
     from triton_sam.export.torch_compat import prepare_torchvision
 
     prepare_torchvision()

@@ -18,9 +18,11 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 from numpy.typing import ArrayLike, NDArray
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 from triton_sam import errors
@@ -41,9 +43,6 @@ from triton_sam.transport import (
     foreign_errors,
     open_transport,
 )
-
-grpc = pytest.importorskip("grpc")
-from tritonclient.grpc import service_pb2, service_pb2_grpc  # noqa: E402
 
 # The servers below know two models: `double` returns its inputs times two, `broken` fails.
 MODELS = ("double", "broken")
