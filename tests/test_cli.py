@@ -86,7 +86,7 @@ def test_segment_of_what_is_no_image(
         (["--point", "1200,20"], "1200"),
         (["--box", "10,10,5,20"], "10"),
         ([], "Give point_coords"),
-        (["--point", "285,150", "-o", "no/such/folder/out.png"], "no/such/folder"),
+        (["--point", "285,150", "-o", "no/such/folder/out.png"], ": no/such/folder/out.png"),
     ],
 )
 def test_segment_with_a_prompt_that_does_not_fit(

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from .errors import ImageError, InvalidInputError
+from .files import write_atomically
 from .images import MAX_IMAGE_PIXELS, ImageSource, load_image
 
 THRESHOLD = 0.0
@@ -139,7 +140,7 @@ class Segmentation:
         data = BytesIO()
         Image.fromarray(self._one(prompt, mask).astype(np.uint8) * 255).save(data, "PNG")
         if path is not None:
-            Path(path).write_bytes(data.getvalue())
+            write_atomically(Path(path), data.getvalue())
         return data.getvalue()
 
     def overlay(self, image: ImageSource, *, opacity: float = 0.45) -> Image.Image:
