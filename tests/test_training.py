@@ -1,4 +1,4 @@
-"""The training program learns, resumes where it was cut off, and repeats itself."""
+"""The training program computes what the official model does, resumes, and repeats itself."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import csv
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from demo_model import fastpath, network
 
 from triton_sam.export import sam2
+from triton_sam.specs import FAMILIES
 
 ROOT = Path(__file__).parent.parent
 PROGRAM = [sys.executable, str(ROOT / "scripts/train_demo_model.py")]
@@ -48,3 +51,34 @@ def test_a_second_run_goes_on(scenes: Path, tmp_path: Path) -> None:
     with (tmp_path / "curve.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert int(rows[-1]["step"]) == 3
+
+
+@pytest.mark.parametrize("with_mask", [False, True])
+def test_the_fast_passes_are_the_official_ones(with_mask: bool) -> None:
+    torch.manual_seed(0)
+    model = sam2.build_model("sam2.1_demo.yaml", None)
+    network.initialise(model, 1)
+    network.set_size(model, 256)
+    images = torch.rand(2, 3, 256, 256)
+    points, labels = torch.rand(4, 3, 2) * 256, torch.tensor([[1, 0, -1], [2, 3, 1]]).repeat(2, 1)
+    mask = torch.randn(4, 1, 64, 64) if with_mask else None
+    with torch.no_grad():
+        own = network.encode(model, network.normalise(images))
+        embedding, fine, middle = sam2.Encoder(model, FAMILIES["sam2"].image)(images)
+        answer = fastpath.decode(model, own, points, labels, mask)
+        prompt: Any = model.sam_prompt_encoder
+        decoder: Any = model.sam_mask_decoder
+        sparse, dense = prompt(points=(points, labels), boxes=None, masks=mask)
+        masks, scores, _, present = decoder.predict_masks(
+            image_embeddings=embedding.repeat_interleave(2, 0),
+            image_pe=prompt.get_dense_pe(),
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            repeat_image=False,
+            high_res_features=[fine.repeat_interleave(2, 0), middle.repeat_interleave(2, 0)],
+        )
+    pairs = [(own.embedding, embedding), (own.fine, fine), (own.middle, middle)]
+    pairs += [(answer.masks, masks), (answer.ious, scores), (answer.present, present)]
+    for ours, official in pairs:
+        assert ours.shape == official.shape
+        assert (ours - official).abs().max() <= 1e-5 * official.abs().max()

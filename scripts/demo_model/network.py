@@ -179,34 +179,6 @@ class Decoded:
     present: Tensor
 
 
-def decode(
-    model: Any,
-    features: Features,
-    points: Tensor,
-    labels: Tensor,
-    mask: Tensor | None = None,
-    half: bool = False,
-) -> Decoded:
-    """Answer N prompts: points (N, K, 2) in pixels, labels (N, K), mask logits (N, 1, S/4, S/4).
-
-    Labels are the official ones: 1 object, 0 not object, 2 and 3 the corners of a box.  With
-    ``half`` the decoder's products run in bfloat16; positions are always encoded in float32.
-    """
-    prompt = model.sam_prompt_encoder
-    sparse, dense = prompt(points=(points, labels), boxes=None, masks=mask)
-    positions = prompt.get_dense_pe()
-    with torch.autocast("cpu", torch.bfloat16, enabled=half):
-        masks, ious, _, present = model.sam_mask_decoder.predict_masks(
-            image_embeddings=features.embedding,
-            image_pe=positions,
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
-            repeat_image=False,
-            high_res_features=[features.fine, features.middle],
-        )
-    return Decoded(masks.float(), ious.float(), present.float())
-
-
 def token_after_reading(model: Any, features: Features, cells: Tensor) -> Tensor:
     """What mask token 0 would bring to its hypernetwork if it read exactly one place.
 

@@ -58,8 +58,9 @@ def export(
         # On the file system of the repository, so that installing is a rename.
         with tempfile.TemporaryDirectory(prefix=".export-", dir=output) as scratch:
             files = {}
+            modules = wrapper.modules(model, family)
             for spec in family.models:
-                module, examples = wrapper.modules(model, family)[spec.name]
+                module, examples = modules[spec.name]
                 files[spec.name] = Path(scratch) / f"{spec.name}.onnx"
                 with _step(bar, f"trace {spec.name}"):
                     onnx.trace(module, spec, examples, files[spec.name])
