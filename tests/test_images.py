@@ -6,6 +6,8 @@ import zlib
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -252,48 +254,90 @@ def test_plain_rgb_is_what_the_official_predictor_sees() -> None:
     np.testing.assert_array_equal(np.asarray(load_image(image)), np.array(image.convert("RGB")))
 
 
+def _official_input(family: Family, image: Image.Image) -> Any:
+    """What the official predictor gives its image encoder: normalised, (1, 3, size, size)."""
+    from triton_sam.export.torch_compat import prepare_torchvision
+
+    prepare_torchvision()
+    import torch
+
+    if family.name == "sam1":
+        from segment_anything.modeling import Sam
+        from segment_anything.utils.transforms import ResizeLongestSide
+
+        resized = ResizeLongestSide(family.image.size).apply_image(np.asarray(image))
+        tensor = torch.as_tensor(resized).permute(2, 0, 1)[None]
+
+        class Official:
+            preprocess = Sam.preprocess
+            pixel_mean = torch.tensor([123.675, 116.28, 103.53]).reshape(3, 1, 1)
+            pixel_std = torch.tensor([58.395, 57.12, 57.375]).reshape(3, 1, 1)
+            image_encoder = SimpleNamespace(img_size=family.image.size)
+
+        return Official().preprocess(tensor).numpy()
+    if family.name == "sam2":
+        from sam2.utils.transforms import SAM2Transforms
+
+        return SAM2Transforms(family.image.size, 0.0)(np.array(image))[None].numpy()
+    from transformers import Sam3ImageProcessor
+
+    return Sam3ImageProcessor()(image, return_tensors="pt")["pixel_values"].numpy()
+
+
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_preprocess_agrees_with_the_official_transform(
     size: tuple[int, int], family: Family
 ) -> None:
-    from triton_sam.export.torch_compat import prepare_torchvision
-
-    prepare_torchvision()
-    from torchvision.transforms import Resize, ToTensor
-
+    spec = family.image
     image = Image.fromarray(pixels(*size))
-    side = family.image.size
-    official = Resize((side, side))(ToTensor()(image))[None].numpy()
+    ours = preprocess(image, spec)
+    assert ours.dtype == np.float32 and ours.shape == (1, 3, spec.size, spec.size)
+    if spec.normalise_in_graph:
+        mean, std = (f32(values).reshape(3, 1, 1) for values in (spec.mean, spec.std))
+        ours = (ours - mean) / std
 
-    ours = preprocess(image, family.image)
-
-    assert ours.dtype == np.float32 and ours.shape == (1, 3, side, side)
-    # Measured: 2.4e-7 at most, over these sizes and 4000x3000.
-    assert np.abs(ours - official).max() <= 3e-7
+    official = _official_input(family, image)
+    if not spec.normalise_in_graph:
+        np.testing.assert_array_equal(ours, official)
+    # Resized values differ by 3e-7 at most, over these sizes and 4000x3000; std is about 0.22.
+    assert np.abs(ours - official).max() <= 3e-6
 
 
 def test_preprocess_keeps_values_and_channels(family: Family) -> None:
     side = family.image.size
     image = Image.new("RGB", (side, side), (255, 51, 0))
-    np.testing.assert_array_equal(
-        preprocess(image, family.image)[0, :, 7, 9], f32([1.0, 51 / 255, 0.0])
-    )
+    expected = f32([1.0, 51 / 255, 0.0])
+    if not family.image.normalise_in_graph:
+        expected = (expected - f32(family.image.mean)) / f32(family.image.std)
+    np.testing.assert_array_equal(preprocess(image, family.image)[0, :, 7, 9], expected)
+
+
+def test_padding_is_the_mean_colour() -> None:
+    spec = FAMILIES["sam1"].image
+    ours = preprocess(Image.new("RGB", (200, 100), "white"), spec)[0]
+    assert (ours[:, :512] == 1).all()
+    # Exactly 0 after the graph has taken the mean away.
+    assert (ours[:, 512:] == f32(spec.mean)[:, None, None]).all()
 
 
 def test_points_move_as_in_the_official_transform(family: Family) -> None:
-    import torch
-
     from triton_sam.export.torch_compat import prepare_torchvision
 
     prepare_torchvision()
+    import torch
     from sam2.utils.transforms import SAM2Transforms
+    from segment_anything.utils.transforms import ResizeLongestSide
 
     size = (1201, 1807)
     points = np.random.default_rng(0).uniform(0, 1200, (500, 2)).astype(np.float32)
-    official = SAM2Transforms(family.image.size, 0.0).transform_coords(
-        torch.from_numpy(points), normalize=True, orig_hw=size
-    )
-    np.testing.assert_array_equal(to_encoder_frame(points, size, family.image), official.numpy())
+    ours = to_encoder_frame(points, size, family.image)
+    if family.image.fit == "pad":
+        official = ResizeLongestSide(family.image.size).apply_coords(points, size)
+        np.testing.assert_array_equal(ours, official.astype(np.float32))
+    else:
+        transforms = SAM2Transforms(family.image.size, 0.0)
+        moved = transforms.transform_coords(torch.from_numpy(points), True, size)
+        np.testing.assert_array_equal(ours, moved.numpy())
 
 
 @given(
@@ -303,15 +347,11 @@ def test_points_move_as_in_the_official_transform(family: Family) -> None:
     y=st.floats(0, 1, width=32),
 )
 def test_points_round_trip(width: int, height: int, x: float, y: float) -> None:
-    spec = next(iter(FAMILIES.values())).image
     point = np.array([x * width, y * height], np.float32)
-    there = to_encoder_frame(point, (height, width), spec)
-    assert there.dtype == np.float32
-    assert (there >= 0).all() and (there <= spec.size * (1 + 1e-6)).all()
-    back = there.astype(np.float64) / spec.size * (width, height)
-    np.testing.assert_allclose(back, point, rtol=3e-7, atol=1e-30)
-
-
-def test_every_family_stretches() -> None:
-    # preprocess and to_encoder_frame know no other fit.
-    assert {family.image.fit for family in FAMILIES.values()} == {"stretch"}
+    for family in FAMILIES.values():
+        there = to_encoder_frame(point, (height, width), family.image)
+        assert there.dtype == np.float32
+        scaled = np.array(family.image.scaled_size((height, width))[::-1])
+        assert (there >= 0).all() and (there <= scaled * (1 + 1e-6)).all()
+        back = there.astype(np.float64) / scaled * (width, height)
+        np.testing.assert_allclose(back, point, rtol=3e-7, atol=1e-30)

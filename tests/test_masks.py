@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from triton_sam.errors import ImageError, InvalidInputError
-from triton_sam.masks import Segmentation, clamp, resize_masks
+from triton_sam.masks import Segmentation, clamp, masks_at, resize_masks
+from triton_sam.specs import FAMILIES
 
 SIZES = [
     (300, 400),
@@ -54,6 +56,29 @@ def test_masks_are_those_of_torch(size: tuple[int, int]) -> None:
     assert differ.mean() < 1e-5
 
 
+@pytest.mark.parametrize("size", [(300, 400), (1000, 257), (255, 1024), (1, 300)], ids=str)
+def test_masks_of_a_padded_image_are_those_of_segment_anything(size: tuple[int, int]) -> None:
+    from triton_sam.export.torch_compat import prepare_torchvision
+
+    prepare_torchvision()
+    import torch
+    from segment_anything.modeling import Sam
+
+    image = FAMILIES["sam1"].image
+    low = logits(2, 3, 256, 256)
+    frame = SimpleNamespace(image_encoder=SimpleNamespace(img_size=image.size))
+    official = Sam.postprocess_masks(
+        frame, torch.from_numpy(low), image.scaled_size(size), size
+    ).numpy()
+
+    masks = masks_at(low, size, image)
+
+    assert masks.shape == (2, 3, *size) and masks.dtype == np.bool_
+    differ = masks != (official > 0)
+    assert np.abs(official[differ]).max(initial=0) < 1e-5
+    assert differ.mean() < 1e-5
+
+
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_constant_logits_stay_constant(size: tuple[int, int]) -> None:
     ones = np.ones((1, 1, 256, 256), np.float32)
@@ -72,6 +97,7 @@ def test_doubling_by_hand() -> None:
 def test_clamp() -> None:
     np.testing.assert_array_equal(clamp(f32([-40, -3, 32.5]), 32.0), [-32, -3, 32])
     assert clamp(f32([1]), 32.0).dtype == np.float32
+    assert clamp(f32([-40]), None) == [-40]
 
 
 @pytest.fixture

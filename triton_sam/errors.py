@@ -3,17 +3,26 @@
 SamError
 ├── InvalidInputError (ValueError)      what the caller passed cannot be used
 │   ├── ImageError                      not an image, truncated, too large, empty
-│   └── PromptError                     points, labels, boxes or masks that do not fit
+│   ├── PromptError                     points, labels, boxes or masks that do not fit
+│   └── EmbeddingError                  not an embedding, damaged, or of another model
 ├── ImageNotSetError (RuntimeError)     predict before set_image
 ├── ClientClosedError (RuntimeError)    a call on a client after close()
+├── RequestCancelledError (RuntimeError)   every request that was waited for has been cancelled
 ├── ServerError                         talking to a Triton server failed
 │   ├── ServerUnavailableError (ConnectionError)   nobody answers at the address
 │   ├── ServerTimeoutError (TimeoutError)          no answer in time
 │   ├── ModelNotReadyError              the server runs, the model does not
-│   └── InferenceError                  the server answered with an error
+│   ├── InferenceError                  the server answered with an error
+│   └── AdminError                      loading a model anew was refused, or the key is wrong
+├── DownloadError                       a file could not be fetched; run again to go on
+│   ├── OfflineError                    files are missing and nothing may be downloaded
+│   ├── GatedModelError                 the hub wants a token or an accepted licence
+│   ├── ChecksumError                   what came is not the file that was asked for
+│   └── DiskSpaceError                  the file does not fit on the disk
 ├── CheckpointError                     a checkpoint that is missing, damaged or of another model
 ├── ExportError                         an export that did not reproduce its PyTorch model
 ├── RepositoryError                     the model repository is incomplete or inconsistent
+├── SmokeError                          a server answers, but not as a model that works
 ├── EmbeddedServerError                 the embedded server cannot be installed or started
 │   ├── UnsupportedPlatformError        no server binary for this machine
 │   ├── PortInUseError                  another program holds the port
@@ -42,12 +51,20 @@ class PromptError(InvalidInputError):
     """Points, labels, boxes or a mask prompt do not fit together or are not finite."""
 
 
+class EmbeddingError(InvalidInputError):
+    """A file or its bytes are no embedding, are damaged, or belong to another model."""
+
+
 class ImageNotSetError(SamError, RuntimeError):
     """A prediction was asked for before ``set_image``."""
 
 
 class ClientClosedError(SamError, RuntimeError):
     """The client was closed; it makes no more calls."""
+
+
+class RequestCancelledError(SamError, RuntimeError):
+    """There is no result, because every request that was waited for has been cancelled."""
 
 
 class ServerError(SamError):
@@ -70,6 +87,30 @@ class InferenceError(ServerError):
     """The server answered the call with an error."""
 
 
+class AdminError(ServerError):
+    """An administrative request was refused: no key, a wrong key, or a model that cannot load."""
+
+
+class DownloadError(SamError):
+    """A file could not be fetched. What came of it is kept; running again goes on from there."""
+
+
+class OfflineError(DownloadError):
+    """Files are missing, and downloading was ruled out."""
+
+
+class GatedModelError(DownloadError):
+    """The hub gives the file only to accounts that have accepted its licence."""
+
+
+class ChecksumError(DownloadError):
+    """What the server has is not the file that was asked for: its size or hash differs."""
+
+
+class DiskSpaceError(DownloadError):
+    """There is less free space than the file needs."""
+
+
 class CheckpointError(SamError):
     """A checkpoint is missing, damaged, or belongs to another model."""
 
@@ -80,6 +121,10 @@ class ExportError(SamError):
 
 class RepositoryError(SamError):
     """The model repository is incomplete or inconsistent."""
+
+
+class SmokeError(SamError):
+    """A running server answered, and not as a model that works does."""
 
 
 class EmbeddedServerError(SamError):

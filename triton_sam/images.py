@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .errors import ImageError
+from .resize import resize_uint8
 from .specs import ImageSpec
+from .specs.types import Resize
 
 ImageSource: TypeAlias = (
     "str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | NDArray[np.uint8]"
@@ -51,19 +53,35 @@ def load_image(source: ImageSource, max_pixels: int = MAX_IMAGE_PIXELS) -> Image
 
 
 def preprocess(image: Image.Image, spec: ImageSpec) -> NDArray[np.float32]:
-    """The encoder's input: float32 (1, 3, size, size), RGB in [0, 1]; ``image`` is 8-bit RGB.
+    """The encoder's input: float32 (1, 3, size, size), RGB; ``image`` is 8-bit RGB.
 
-    As sam2's ``SAM2Transforms``: an anti-aliased bilinear resize of floats, with no rounding to
-    8 bits. Pillow's mode F applies torchvision's filter, a channel at a time; the results differ
-    by less than 1e-6. Mean and standard deviation are applied inside the encoder's graph.
+    In [0, 1] where mean and standard deviation are applied inside the encoder's graph, else
+    normalised here. The resize is the official predictor's, bilinear and anti-aliased: of floats,
+    with no rounding to 8 bits, for SAM 2 (Pillow's mode F applies torchvision's filter, a channel
+    at a time; the results differ by less than 1e-6), of 8-bit values for the others.
     """
-    side = spec.size
-    tensor = np.empty((1, 3, side, side), np.float32)
-    for plane, channel in zip(tensor[0], ("R", "G", "B"), strict=True):
-        values = image.getchannel(channel).convert("F")
-        resized = values.resize((side, side), Image.Resampling.BILINEAR)
-        np.divide(np.asarray(resized), 255, out=plane)
+    size = height, width = spec.scaled_size((image.height, image.width))
+    tensor = np.empty((1, 3, spec.size, spec.size), np.float32)
+    for channel, (plane, mean, std) in enumerate(zip(tensor[0], spec.mean, spec.std, strict=True)):
+        values = _resize(image.getchannel(channel), size, spec.resize)
+        if spec.normalise_in_graph:
+            np.divide(values, 255, out=plane[:height, :width])
+        else:
+            # On 0 to 255, as transformers' processors: the bits agree.
+            values = values - np.float32(255 * mean)
+            np.divide(values, np.float32(255 * std), out=plane[:height, :width])
+        padding = mean if spec.normalise_in_graph else 0
+        plane[height:] = padding
+        plane[:height, width:] = padding
     return tensor
+
+
+def _resize(channel: Image.Image, size: tuple[int, int], how: Resize) -> NDArray[np.float32]:
+    """One channel, 0 to 255, at ``size`` = (height, width)."""
+    if how == "torch8":
+        return resize_uint8(np.asarray(channel), size)
+    source = channel.convert("F") if how == "float" else channel
+    return np.asarray(source.resize(size[::-1], Image.Resampling.BILINEAR), np.float32)
 
 
 def to_encoder_frame(
@@ -71,13 +89,18 @@ def to_encoder_frame(
 ) -> NDArray[np.float32]:
     """Points in pixels of the original image to pixels of the encoder's input.
 
-    ``coords``: float32 (..., 2), (x, y). ``original_size``: (height, width). The order of the two
-    operations is that of sam2's ``SAM2Transforms.transform_coords``, so the bits agree.
+    ``coords``: float32 (..., 2), (x, y). ``original_size``: (height, width). The operations are
+    those of sam2's ``SAM2Transforms.transform_coords`` for ``stretch`` and of segment_anything's
+    ``ResizeLongestSide.apply_coords`` for ``pad``, so the bits agree.
     """
     height, width = original_size
-    relative = np.divide(coords, np.array([width, height], np.float32))
-    framed: NDArray[np.float32] = np.multiply(relative, np.float32(spec.size))
-    return framed
+    if spec.fit == "stretch":
+        relative = np.divide(coords, np.array([width, height], np.float32))
+        framed: NDArray[np.float32] = np.multiply(relative, np.float32(spec.size))
+        return framed
+    scaled_height, scaled_width = spec.scaled_size(original_size)
+    scale = np.array([scaled_width / width, scaled_height / height])
+    return np.asarray(coords * scale, np.float32)
 
 
 def digest(image: Image.Image) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,29 +11,42 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter
+from PIL import Image
 
 from .errors import ImageError, InvalidInputError
+from .extents import bounding_boxes
 from .files import write_atomically
 from .images import MAX_IMAGE_PIXELS, ImageSource, load_image
+from .painting import paint_masks, paint_preview
+from .polygons import Polygon, to_polygons
+from .rle import RLE, to_rle
+from .specs import ImageSpec
 
 THRESHOLD = 0.0
 """Logits above it are foreground: ``mask_threshold`` of the official predictors."""
 
-# Colours of overlays, in the order of the prompts; told apart with the usual colour blindnesses.
-_PALETTE = (
-    (30, 144, 255),
-    (255, 140, 26),
-    (46, 204, 113),
-    (232, 62, 140),
-    (245, 197, 24),
-    (155, 93, 229),
-    (0, 194, 199),
-    (239, 68, 68),
-)
-
 # Floats held at once while a mask is resized: 1 MB, which stays in the processor's cache.
 _BLOCK = 1 << 18
+
+
+def masks_at(
+    logits: NDArray[np.float32], size: tuple[int, int], image: ImageSpec
+) -> NDArray[np.bool_]:
+    """Masks of an image of ``size`` = (height, width), from the decoder's ``logits``.
+
+    ``logits``: float32 (..., h, w), not clamped. Returns bool (..., height, width). Where the
+    image was padded, the logits are first brought to the encoder's size and cut to the image, as
+    segment_anything's ``Sam.postprocess_masks`` does.
+    """
+    if image.fit == "stretch":
+        return resize_masks(logits, size)
+    height, width = image.scaled_size(size)
+    flat = logits.reshape(-1, *logits.shape[-2:])
+    masks = np.empty((len(flat), *size), np.bool_)
+    for low, mask in zip(flat, masks, strict=True):
+        framed = resize(low, (image.size, image.size))[:height, :width]
+        mask[:] = resize_masks(framed, size)
+    return masks.reshape(*logits.shape[:-2], *size)
 
 
 def resize_masks(logits: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.bool_]:
@@ -52,8 +64,18 @@ def resize_masks(logits: NDArray[np.float32], size: tuple[int, int]) -> NDArray[
     return masks.reshape(*logits.shape[:-2], *size)
 
 
-def clamp(logits: NDArray[np.float32], limit: float) -> NDArray[np.float32]:
-    """Logits within ±``limit``, as the official predictors return low-resolution masks."""
+def resize(low: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    """One hxw map of logits at ``size`` = (height, width), as :func:`resize_masks` resizes."""
+    resized = np.empty(size, np.float32)
+    for rows, values in _resized_blocks(low, size):
+        resized[rows] = values
+    return resized
+
+
+def clamp(logits: NDArray[np.float32], limit: float | None) -> NDArray[np.float32]:
+    """Logits within ±``limit``, as the official predictors that do so return them."""
+    if limit is None:
+        return logits
     clamped: NDArray[np.float32] = np.clip(logits, np.float32(-limit), np.float32(limit))
     return clamped
 
@@ -92,18 +114,21 @@ def _taps(
     return first, second, np.clip(position - first.astype(np.float32), 0, 1)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Segmentation:
     """What B prompts found in one image; M masks each.
 
     ``masks``: bool BxMxHxW at the image's own size. ``scores``: float32 BxM, the IoU that the
     model expects of each mask. ``logits``: float32 (B, M, h, w) at the decoder's size, clamped as
     ``predict`` returns them; ``logits[:, i:i+1]`` is a ``mask_input`` for the next call.
+    ``preview``: the picture as a notebook shows it beneath the masks, at most 1024 pixels wide and
+    high; without one the masks are shown alone.
     """
 
     masks: NDArray[np.bool_]
     scores: NDArray[np.float32]
     logits: NDArray[np.float32]
+    preview: Image.Image | None = None
 
     def best(self) -> NDArray[np.bool_]:
         """The mask with the highest score of each prompt: bool BxHxW."""
@@ -123,7 +148,7 @@ class Segmentation:
         x2 and y2 are one past the last pixel, so a box can be given back as a prompt and
         ``mask[y1:y2, x1:x2]`` holds the whole mask. An empty mask has (0, 0, 0, 0).
         """
-        return _bbox(self.masks)
+        return bounding_boxes(self.masks)
 
     def to_png(
         self,
@@ -157,9 +182,41 @@ class Segmentation:
                 f"The masks belong to an image of {width}x{height} pixels; "
                 f"got one of {picture.width}x{picture.height}."
             )
-        for number, mask in enumerate(self.best()):
-            _paint(picture, mask, _PALETTE[number % len(_PALETTE)], opacity)
+        paint_masks(picture, self.best(), opacity)
         return picture
+
+    def to_rle(self, *, mask: int | None = None) -> list[RLE]:
+        """One mask of each prompt as COCO's compressed run lengths, ready for JSON: B entries.
+
+        ``mask``: which of the prompt's masks; without it the one with the highest score. Needs the
+        extra ``coco``. Raises :class:`InvalidInputError` for an index that there is none of, and
+        :class:`MissingExtraError`.
+        """
+        return [to_rle(self._one(prompt, mask)) for prompt in range(len(self.masks))]
+
+    def to_polygons(self, *, mask: int | None = None) -> list[list[Polygon]]:
+        """One mask of each prompt as polygons: B lists, each with a polygon for every part.
+
+        See :class:`Polygon` for the coordinates and the holes;
+        ``[polygon.outer.ravel().tolist() for polygon in found.to_polygons()[0]]`` is what COCO,
+        which knows no holes, calls a segmentation. ``mask`` and the errors: as :meth:`to_rle`,
+        with the extra ``polygons``.
+        """
+        return [to_polygons(self._one(prompt, mask)) for prompt in range(len(self.masks))]
+
+    def __repr__(self) -> str:
+        prompts, masks, height, width = self.masks.shape
+        scores = ", ".join(f"{score:.2f}" for score in self.scores.max(axis=1, initial=0)[:8])
+        return (
+            f"Segmentation(prompts={prompts}, masks={masks}, size={width}x{height}, "
+            f"best scores=[{scores}{', …' if prompts > 8 else ''}])"
+        )
+
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows: the best masks over the preview."""
+        data = BytesIO()
+        paint_preview(self.preview, self.best(), opacity=0.45).save(data, "PNG")
+        return data.getvalue()
 
     def _one(self, prompt: int, mask: int | None) -> NDArray[np.bool_]:
         prompts, masks = self.masks.shape[:2]
@@ -171,48 +228,3 @@ class Segmentation:
             raise InvalidInputError(f"There is no mask {mask}; they are 0 to {masks - 1}.")
         chosen: NDArray[np.bool_] = self.masks[prompt, mask]
         return chosen
-
-
-def _bbox(masks: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """(x1, y1, x2, y2) around each of the masks (..., H, W)."""
-    x1, x2 = _extent(np.asarray(masks.any(axis=-2)))
-    y1, y2 = _extent(np.asarray(masks.any(axis=-1)))
-    return np.stack([x1, y1, x2, y2], axis=-1)
-
-
-def _extent(lines: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """First true position and one past the last along the last axis; 0 and 0 without any."""
-    length = lines.shape[-1]
-    found = lines.any(axis=-1)
-    first = lines.argmax(axis=-1)
-    end = np.where(found, length - lines[..., ::-1].argmax(axis=-1), 0)
-    return first.astype(np.int64), end.astype(np.int64)
-
-
-def _paint(
-    picture: Image.Image, mask: NDArray[np.bool_], color: tuple[int, int, int], opacity: float
-) -> None:
-    """Lay one mask on the picture, in place; only the part around the mask is touched."""
-    line = max(1.0, min(picture.size) / 400)
-    margin = math.ceil(4 * line)
-    x1, y1, x2, y2 = (int(edge) for edge in _bbox(mask))
-    if x1 == x2:
-        return
-    box = (
-        max(0, x1 - margin),
-        max(0, y1 - margin),
-        min(picture.width, x2 + margin),
-        min(picture.height, y2 + margin),
-    )
-    part = mask[box[1] : box[3], box[0] : box[2]]
-    soft = Image.fromarray(part.astype(np.uint8) * 255).filter(ImageFilter.GaussianBlur(line))
-    from_edge = np.abs(np.asarray(soft, np.float32) / 255 - 0.5)
-    # One sigma from the edge 0.16 or 0.84 is left: a line two sigma wide, on a halo of three.
-    outline = np.clip(0.5 + (0.34 - from_edge) * 4 * line, 0, 1)
-    halo = np.clip(0.5 + (0.43 - from_edge) * 8 * line, 0, 1)
-    picture.paste((255, 255, 255), box, _alpha(halo * 0.8))
-    picture.paste(color, box, _alpha(np.maximum(outline, part * opacity)))
-
-
-def _alpha(share: NDArray[np.floating]) -> Image.Image:
-    return Image.fromarray((share * 255).round().astype(np.uint8))

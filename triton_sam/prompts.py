@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -59,6 +59,17 @@ class Prompt:
         elif boxes is None and mask is None:
             _refuse_padding_alone(clicks[1], layout.pad_label)
         return cls(*clicks, boxes, mask, bool(multimask_output))
+
+    def split(self) -> list[Prompt]:
+        """The same prompts one by one."""
+        return [self._one(slice(i, i + 1)) for i in range(len(self.points))]
+
+    def _one(self, row: slice) -> Prompt:
+        mask = self.mask if self.mask is None or len(self.mask) == 1 else self.mask[row]
+        boxes = None if self.boxes is None else self.boxes[row]
+        return replace(
+            self, points=self.points[row], labels=self.labels[row], boxes=boxes, mask=mask
+        )
 
 
 def _array(value: ArrayLike, name: str) -> NDArray[np.generic]:

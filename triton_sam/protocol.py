@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .embedding import Embedding as Embedding
+from .embedding import EmbeddingKey
 from .errors import InferenceError, PromptError
 from .images import to_encoder_frame
 from .prompts import Prompt
-from .specs import Family, ImageSpec, Model, PromptLayout, Tensor
+from .specs import Family, Model, PromptLayout, Tensor
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
@@ -31,20 +33,6 @@ class Served:
 
     inputs: frozenset[str]
     outputs: frozenset[str]
-
-
-@dataclass(frozen=True, eq=False)
-class Embedding:
-    """An encoded image: all that a decoder has to know about it.
-
-    ``tensors``: the encoder's outputs by name, batch 1. ``original_size``: (height, width) in
-    pixels. ``digest``: of the pixels. ``family``: the name in ``FAMILIES``.
-    """
-
-    tensors: Arrays
-    original_size: tuple[int, int]
-    digest: str
-    family: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,64 +57,124 @@ def encode_call(family: Family, pixels: NDArray[np.float32], served: Served) -> 
 
 
 def read_embedding(
-    family: Family, call: Call, arrays: Arrays, original_size: tuple[int, int], digest: str
+    family: Family, call: Call, arrays: Arrays, original_size: tuple[int, int], key: EmbeddingKey
 ) -> Embedding:
     """The answer to :func:`encode_call`. Raises :class:`InferenceError` for another contract."""
     model = family.encoder
     tensors = {name: _checked(model, model.output(name), arrays) for name in call.outputs}
-    return Embedding(tensors, original_size, digest, family.name)
+    return Embedding(tensors, original_size, **asdict(key))
 
 
-def decode_call(family: Family, embedding: Embedding, prompt: Prompt, served: Served) -> Call:
-    """Ask for the masks of B prompts in one image.
+def decode_calls(
+    family: Family, embedding: Embedding, prompt: Prompt, served: Served
+) -> list[Call]:
+    """Ask for the masks of B prompts in one image: one call, or one for each prompt.
 
     Optional inputs travel only where they say something; features that an older decoder does not
-    take stay behind. Raises :class:`PromptError` for a mask or ``multimask_output`` that it does
-    not take.
+    take stay behind. A decoder that others exported is asked one prompt at a time: nothing says
+    that one embedding serves several there. Raises :class:`PromptError` for a mask or
+    ``multimask_output`` that the decoder does not take.
     """
     model, layout = family.decoder, family.prompts
-    prompts = _point_inputs(layout, family.image, prompt, embedding.original_size)
-    options = _option_inputs(layout, prompt)
-    features = {k: v for k, v in embedding.tensors.items() if k in served.inputs}
-    _require(model, served.inputs, [*prompts, *_required_features(family)])
-    _require_options(model, served, options)
     _require(model, served.outputs, (family.masks, family.scores))
-    return Call(model.name, {**features, **prompts, **options}, (family.masks, family.scores))
+    features = {k: v for k, v in embedding.tensors.items() if k in served.inputs}
+    parts = prompt.split() if _is_foreign(family, served) else [prompt]
+    calls = []
+    for part in parts:
+        prompts = _point_inputs(family, part, embedding.original_size)
+        options = _mask_inputs(layout, part) | _multimask_input(family, part, served)
+        _require(model, served.inputs, [*prompts, *_required_features(family)])
+        _require_options(model, served, options)
+        inputs = {**features, **prompts, **options}
+        calls.append(Call(model.name, inputs, (family.masks, family.scores)))
+    return calls
 
 
-def read_prediction(family: Family, arrays: Arrays, prompt: Prompt) -> Prediction:
-    """The answer to :func:`decode_call`. Raises :class:`InferenceError` for another contract."""
-    model = family.decoder
-    logits = _checked(model, model.output(family.masks), arrays)
-    scores = _checked(model, model.output(family.scores), arrays)
+def read_prediction(
+    family: Family, answers: Sequence[Arrays], prompt: Prompt, served: Served
+) -> Prediction:
+    """The answers to :func:`decode_calls`. Raises :class:`InferenceError` for another contract.
+
+    Where one mask is asked for and the decoder cannot choose, it is the one with the best score.
+    """
+    logits = _joined(family, family.masks, answers)
+    scores = _joined(family, family.scores, answers)
     if logits.shape[:2] != scores.shape or len(scores) != len(prompt.points):
         raise InferenceError(
-            f"The model {model.name!r} answered {len(prompt.points)} prompts with masks of shape "
-            f"{logits.shape} and scores of shape {scores.shape}."
+            f"The model {family.decoder.name!r} answered {len(prompt.points)} prompts with masks "
+            f"of shape {logits.shape} and scores of shape {scores.shape}."
         )
-    return Prediction(logits, scores)
+    if prompt.multimask or scores.shape[1] == 1:
+        return Prediction(logits, scores)
+    # A decoder that always answers three masks puts the single one first, if it knows it.
+    knows = family.prompts.multimask in served.inputs
+    index = np.zeros((len(scores), 1), np.intp) if knows else scores.argmax(1)[:, None]
+    return Prediction(
+        np.take_along_axis(logits, index[:, :, None, None], 1),
+        np.take_along_axis(scores, index, 1),
+    )
+
+
+def _joined(family: Family, output: str, answers: Sequence[Arrays]) -> NDArray[np.float32]:
+    """One output of all calls, B first, without the axis of length one that some families have."""
+    model = family.decoder
+    parts = [_checked(model, model.output(output), arrays) for arrays in answers]
+    whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    return whole[:, 0] if family.prompts.group_axis else whole
+
+
+def _is_foreign(family: Family, served: Served) -> bool:
+    """Whether others exported this decoder: it lacks every input that our exports add."""
+    ours = {tensor.name for tensor in family.decoder.inputs if tensor.ours}
+    return bool(ours) and not ours & served.inputs
 
 
 def _point_inputs(
-    layout: PromptLayout, spec: ImageSpec, prompt: Prompt, original_size: tuple[int, int]
-) -> dict[str, NDArray[np.float32]]:
-    """Corners of boxes first, then clicks: the order of ``SAM2ImagePredictor._predict``."""
+    family: Family, prompt: Prompt, original_size: tuple[int, int]
+) -> dict[str, NDArray[np.generic]]:
+    """Boxes and clicks in the encoder's frame.
+
+    Corners of boxes first, then clicks, where both are points: the order of
+    ``SAM2ImagePredictor._predict``.
+    """
+    layout, spec = family.prompts, family.image
     coords, labels = prompt.points, prompt.labels
-    if prompt.boxes is not None:
+    inputs: dict[str, NDArray[np.generic]] = {}
+    if layout.boxes is not None:
+        corners = np.zeros((len(coords), 0, 2), np.float32)
+        if prompt.boxes is not None:
+            corners = prompt.boxes.reshape(-1, 2, 2)
+        framed = to_encoder_frame(corners, original_size, spec)
+        inputs[layout.boxes] = framed.reshape(len(coords), -1, 4)
+    elif prompt.boxes is not None:
         corner_labels = np.tile(np.array(layout.box_labels, np.float32), (len(prompt.boxes), 1))
         coords = np.concatenate([prompt.boxes.reshape(-1, 2, 2), coords], axis=1)
         labels = np.concatenate([corner_labels, labels], axis=1)
-    return {layout.points: to_encoder_frame(coords, original_size, spec), layout.labels: labels}
+    points = to_encoder_frame(coords, original_size, spec)
+    labels = labels.astype(family.decoder.input(layout.labels).dtype)
+    if layout.group_axis:
+        points, labels = points[:, None], labels[:, None]
+    return {layout.points: points, layout.labels: labels, **inputs}
 
 
-def _option_inputs(layout: PromptLayout, prompt: Prompt) -> dict[str, NDArray[np.float32]]:
-    options: dict[str, NDArray[np.float32]] = {}
-    if prompt.mask is not None:
-        options[layout.mask] = prompt.mask
-        options[layout.has_mask] = np.ones(len(prompt.mask), np.float32)
-    if prompt.multimask:
-        options[layout.multimask] = np.ones(1, np.float32)
-    return options
+def _mask_inputs(layout: PromptLayout, prompt: Prompt) -> dict[str, NDArray[np.generic]]:
+    if prompt.mask is None:
+        return {}
+    return {layout.mask: prompt.mask, layout.has_mask: np.ones(len(prompt.mask), np.float32)}
+
+
+def _multimask_input(
+    family: Family, prompt: Prompt, served: Served
+) -> dict[str, NDArray[np.generic]]:
+    """The switch, where its default is not what is wanted.
+
+    A decoder whose default is three masks may lack it: the best of them is then the single one.
+    """
+    name = family.prompts.multimask
+    _, default = family.decoder.input(name).default or ((), 0.0)
+    if prompt.multimask == bool(default) or (default and name not in served.inputs):
+        return {}
+    return {name: np.full(1, prompt.multimask, np.float32)}
 
 
 def _required_features(family: Family) -> list[str]:
@@ -149,8 +197,8 @@ def _require_options(model: Model, served: Served, options: Iterable[str]) -> No
     missing = [name for name in options if name not in served.inputs]
     if missing:
         raise PromptError(
-            f"The model {model.name!r} on this server is an older one that takes no "
-            f"{missing[0]!r}: leave that prompt out, or export the model again."
+            f"The model {model.name!r} on this server takes no {missing[0]!r}: leave that prompt "
+            "out, or serve a model that `triton-sam export` of this version made."
         )
 
 
