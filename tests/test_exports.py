@@ -18,7 +18,22 @@ ERRORS = {
 
 
 def test_exported_names() -> None:
-    assert set(triton_sam.__all__) == ERRORS | {"SAM2TritonClient", "Segmentation", "__version__"}
+    assert set(triton_sam.__all__) == ERRORS | {
+        "AsyncSAM2TritonClient",
+        "BackgroundSAM2Client",
+        "Embedding",
+        "Hover",
+        "HoverResult",
+        "Retries",
+        "SAM2TritonClient",
+        "Segmentation",
+        "SessionStatus",
+        "SpeculativeSAM2Client",
+        "TransportOptions",
+        "__version__",
+        "queue_multiple_requests",
+        "wait_for_latest_result",
+    }
     for name in triton_sam.__all__:
         assert getattr(triton_sam, name) is not None
 
@@ -43,7 +58,7 @@ def test_the_package_is_typed() -> None:
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:
-    heavy = ["torch", "onnx", "onnxruntime", "matplotlib", "cv2", "scipy", "tritonclient.grpc"]
+    heavy = ["torch", "onnx", "onnxruntime", "matplotlib", "cv2", "scipy", "aiohttp", "grpc"]
     code = (
         "import sys, triton_sam\n"
         f"loaded = [n for n in {heavy} if n in sys.modules]\n"

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import tritonclient.http as triton_http
-from conftest import SPEC, Exported, export_random
+from conftest import SMALL, SPEC, Exported, export_random
+from faces import FACES, open_client
 from PIL import Image
+from remembering import Remembering
 
 import triton_sam
-from triton_sam import SAM2TritonClient
 from triton_sam.demo import demo_repository
 from triton_sam.export import sam2
 from triton_sam.export.checkpoints import checkpoint_from_pair
-from triton_sam.export.parity import compare_image
+from triton_sam.export.parity import Predictor, compare_image
 from triton_sam.images import load_image
 from triton_sam.server import EmbeddedServer
+from triton_sam.specs import FAMILIES, Family
 
 Arrays = dict[str, np.ndarray]
 
@@ -31,38 +34,66 @@ def _images() -> Iterator[tuple[str, Image.Image]]:
     yield "tiny", photo.resize((37, 23))
 
 
-def _assert_parity(url: str, model: torch.nn.Module, degenerate: bool) -> None:
-    predictor = sam2.predictor(model)
-    with SAM2TritonClient(url) as client:
-        for name, image in _images():
+def _assert_parity(
+    url: str,
+    family: Family,
+    predictor: Predictor,
+    degenerate: bool = False,
+    face: str = "sync",
+    images: int = 3,
+) -> None:
+    with open_client(face, url, model_type=family.name) as client:
+        for name, image in islice(_images(), images):
             for difference in compare_image(client, predictor, image, name):
                 assert difference.within_tolerance, difference
                 assert degenerate or 0 < difference.foreground < 1, difference
 
 
+@pytest.fixture(scope="module")
+def official(exported: Exported) -> Remembering:
+    return Remembering(sam2.predictor(exported.model()))
+
+
+@pytest.mark.parametrize("face", FACES)
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_small_model_with_random_weights(
-    exported: Exported, server: EmbeddedServer, protocol: str
+    official: Remembering, server: EmbeddedServer, protocol: str, face: str
 ) -> None:
     url = server.url if protocol == "grpc" else f"http://{server.http_url}"
-    _assert_parity(url, exported.model(), degenerate=False)
+    # What differs between images is decided before the faces part.
+    images = 3 if (protocol, face) == ("grpc", "sync") else 1
+    _assert_parity(url, SPEC, official, face=face, images=images)
 
 
-@pytest.mark.parametrize("variant", ["tiny", pytest.param("base_plus", marks=pytest.mark.slow)])
-def test_full_size_with_random_weights(variant: str, tmp_path: Path) -> None:
-    result = export_random(variant, tmp_path)
+@pytest.mark.parametrize("name", sorted(SMALL.keys() - {"sam2"}))
+def test_small_models_of_the_other_families(name: str, small: Callable[[str], Exported]) -> None:
+    result = small(name)
     with EmbeddedServer(result.repository) as server:
-        _assert_parity(server.url, result.model(), degenerate=False)
+        _assert_parity(server.url, result.family, result.predictor())
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [
+        ("sam2", "tiny"),
+        pytest.param("sam2", "base_plus", marks=pytest.mark.slow),
+        pytest.param("sam1", "vit_b", marks=pytest.mark.slow),
+    ],
+)
+def test_full_size_with_random_weights(name: str, variant: str, tmp_path: Path) -> None:
+    result = export_random(FAMILIES[name], variant, tmp_path)
+    with EmbeddedServer(result.repository) as server:
+        _assert_parity(server.url, result.family, result.predictor())
 
 
 def test_the_demo_model(tmp_path: Path) -> None:
     repository = demo_repository()
     encoder, decoder = (repository / model.name / "1/model.onnx" for model in SPEC.models)
     checkpoint = checkpoint_from_pair(encoder, decoder, "sam2.1_demo.yaml", tmp_path / "demo.pt")
-    model = sam2.build_model("sam2.1_demo.yaml", checkpoint)
+    predictor = sam2.predictor(sam2.build_model("sam2.1_demo.yaml", checkpoint))
     with EmbeddedServer(repository) as server:
         # What it makes of a mask prompt on 37×23 pixels may well be nothing.
-        _assert_parity(server.url, model, degenerate=True)
+        _assert_parity(server.url, SPEC, predictor, degenerate=True)
 
 
 def _http_infer(client: object, model: str, inputs: Arrays, outputs: list[str]) -> Arrays:

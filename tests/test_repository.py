@@ -64,7 +64,7 @@ def test_the_committed_configs_are_the_rendered_ones() -> None:
     for family in FAMILIES.values():
         for model in family.models:
             committed = (COMMITTED / model.name / "config.pbtxt").read_text()
-            assert committed == repository.render_config(model)
+            assert committed == repository.render_config(model.without_ours())
             assert (COMMITTED / model.name / "1" / ".gitkeep").is_file()
 
 
@@ -172,3 +172,19 @@ def test_check_sees_a_pair_of_two_checkpoints(root: Path) -> None:
 def test_check_of_no_folder(tmp_path: Path) -> None:
     with pytest.raises(RepositoryError, match="No model repository at"):
         repository.check(tmp_path / "none")
+
+
+def test_variants_lie_side_by_side(root: Path) -> None:
+    large = SPEC.named("large")
+    install(root, large, sha="b")
+    assert problems(root) == []
+    assert [family.encoder.name for family in repository.installed(root)] == [
+        "sam2_encoder",
+        "sam2_large_encoder",
+    ]
+    (root / "sam2_large_decoder/config.pbtxt").write_text("stale")
+    assert problems(root) == [
+        "sam2_large_decoder: config.pbtxt differs from the table; run `triton-sam configure`."
+    ]
+    repository.write_configs(root)
+    assert problems(root) == []

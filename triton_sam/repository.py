@@ -7,13 +7,15 @@
       sam2_encoder/1/model.onnx        made by `triton-sam export sam2`
       sam2_encoder/1/export.json       the manifest: where it came from, and its parity
       sam2_decoder/...
+      sam2_large_encoder/...           another variant, beside the default one
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,11 +27,11 @@ from .specs import FAMILIES, Family, Model, Tensor
 if TYPE_CHECKING:
     import onnx
 
-MODEL_FILE = "model.onnx"
 MANIFEST_FILE = "export.json"
 
-_HEADER = "# Rendered by `triton-sam configure` from triton_sam/specs.py: edit there.\n"
-_TRITON_TYPES = {"float32": "TYPE_FP32", "int64": "TYPE_INT64"}
+HEADER = "# Rendered by `triton-sam configure` from triton_sam/specs: edit there.\n"
+_INSTANCES = re.compile(r"^instance_group \[ \{ count: (\d+) \} \]$", re.MULTILINE)
+_TRITON_TYPES = {"float32": "TYPE_FP32", "int64": "TYPE_INT64", "string": "TYPE_STRING"}
 
 
 @dataclass(frozen=True)
@@ -43,29 +45,30 @@ class Problem:
         return f"{self.model}: {self.message}"
 
 
-def render_config(model: Model) -> str:
-    """The ``config.pbtxt`` of ``model``.
+def render_config(model: Model, instances: int = 1) -> str:
+    """The ``config.pbtxt`` of ``model``; ``instances``: how many on each GPU, or on the CPU.
 
     ``dynamic_batching { }`` with ``max_batch_size: 0`` batches nothing: it is what lets Triton
     drop a cancelled request that still waits. It stays empty on purpose, since priorities,
-    queue limits and timeouts make the batcher sleep beside an idle instance. ``count: 1``,
-    because two instances on a CPU are two sessions that compete for the same cores. No
-    ``kind``: GPU where there is one, else CPU.
+    queue limits and timeouts make the batcher sleep beside an idle instance. ``count`` is
+    always there and 1 by default, because two instances on a CPU, Triton's own default, are two
+    sessions that compete for the same cores. No ``kind``: GPU where there is one, else CPU.
     """
     return (
-        _HEADER
+        HEADER
         + f'name: "{model.name}"\n'
         + 'backend: "onnxruntime"\n'
-        + f'default_model_filename: "{MODEL_FILE}"\n'
+        + f'default_model_filename: "{model.file}"\n'
         + "max_batch_size: 0\n"
-        + _render_tensors("input", model.inputs)
-        + _render_tensors("output", model.outputs)
-        + "instance_group [ { count: 1 } ]\n"
+        + render_tensors("input", model.inputs)
+        + render_tensors("output", model.outputs)
+        + f"instance_group [ {{ count: {instances} }} ]\n"
         + "dynamic_batching { }\n"
     )
 
 
-def _render_tensors(kind: str, tensors: Iterable[Tensor]) -> str:
+def render_tensors(kind: str, tensors: Iterable[Tensor]) -> str:
+    """The list of ``input`` or ``output`` tensors of a configuration."""
     return f"{kind} [\n" + ",\n".join(_render_tensor(tensor) for tensor in tensors) + "\n]\n"
 
 
@@ -76,15 +79,32 @@ def _render_tensor(tensor: Tensor) -> str:
     return f'  {{ name: "{tensor.name}" data_type: {data_type} dims: [ {dims} ]{optional} }}'
 
 
-def write_configs(root: Path, families: Iterable[Family] = FAMILIES.values()) -> list[Path]:
-    """Write each model's ``config.pbtxt`` and version folder; the files written are returned."""
+def write_configs(
+    root: Path, families: Iterable[Family] | None = None, instances: int | None = None
+) -> list[Path]:
+    """Write each model's ``config.pbtxt`` and version folder; the files written are returned.
+
+    ``families``: without it every family, and the other variants that are installed.
+    ``instances``: how many of each model on a GPU; ``None`` keeps the number of the file that
+    is there, or takes 1.
+    """
+    if families is None:
+        others = [family for family in installed(root) if family not in FAMILIES.values()]
+        families = [*FAMILIES.values(), *others]
     written = []
     for model in _models(families):
         (root / model.name / "1").mkdir(parents=True, exist_ok=True)
         path = root / model.name / "config.pbtxt"
-        write_atomically(path, render_config(model).encode())
+        count = configured_instances(path) if instances is None else instances
+        write_atomically(path, render_config(_as_installed(root, model), count).encode())
         written.append(path)
     return written
+
+
+def configured_instances(config: Path) -> int:
+    """The number of instances in the file ``config``; 1 where it does not say."""
+    found = _INSTANCES.search(config.read_text()) if config.is_file() else None
+    return int(found[1]) if found else 1
 
 
 def install(
@@ -92,19 +112,63 @@ def install(
 ) -> None:
     """Move a family's exported models into ``root``, each with its manifest.
 
-    ``files``: the ONNX file of each model by model name, on the file system of ``root``.
-    ``manifest``: what the models have in common; each one's own hash is added.
+    ``files``: the ONNX file of each model by model name, on the file system of ``root``, where
+    external data lie beside it under its name and ``_data``. The graph must name them as
+    :attr:`Model.data_file`. ``manifest``: what the models have in common; each one's own hash is
+    added. The key ``published`` in it says that others exported the pair.
     """
-    write_configs(root, [family])
     for model in family.models:
         folder = root / model.name / "1"
+        folder.mkdir(parents=True, exist_ok=True)
         source = files[model.name]
-        own = {"model": model.name, "sha256": sha256(source), "bytes": source.stat().st_size}
+        data = source.with_name(f"{source.name}_data")
+        own = {"model": model.name, **describe_file(source)}
+        if data.exists():
+            own["data"] = describe_file(data)
         # Without its manifest the old model is no longer vouched for, should this be cut short.
         (folder / MANIFEST_FILE).unlink(missing_ok=True)
-        source.replace(folder / MODEL_FILE)
+        (folder / model.data_file).unlink(missing_ok=True)
+        if data.exists():
+            data.replace(folder / model.data_file)
+        source.replace(folder / model.file)
         content = json.dumps({**own, **manifest}, indent=2) + "\n"
         write_atomically(folder / MANIFEST_FILE, content.encode())
+    write_configs(root, [family])
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """What a manifest says about a file: its hash and its size in bytes."""
+    return {"sha256": sha256(path), "bytes": path.stat().st_size}
+
+
+def describe_checkpoint(path: Path, digest: Callable[[Path], str] | None = None) -> dict[str, Any]:
+    """As :func:`describe_file`, also for a checkpoint that is a folder.
+
+    A folder's hash is that of the lines ``<sha256>  <name>`` of its files, in the order of their
+    names (what ``sha256sum *`` prints); its size is their sum. What a download keeps beside them
+    does not count. ``digest``: gives a file's SHA-256 where it is known without reading it.
+    """
+    files = sorted(filter(_is_content, path.iterdir())) if path.is_dir() else [path]
+    hashes = {file.name: (digest or sha256)(file) for file in files}
+    lines = "".join(f"{value}  {name}\n" for name, value in hashes.items())
+    return {
+        "sha256": hashlib.sha256(lines.encode()).hexdigest()
+        if path.is_dir()
+        else hashes[path.name],
+        "bytes": sum(file.stat().st_size for file in files),
+    }
+
+
+def _is_content(path: Path) -> bool:
+    beside = path.name.startswith(".") or path.suffix in {".sha256", ".part", ".etag"}
+    return path.is_file() and not beside
+
+
+def _as_installed(root: Path, model: Model) -> Model:
+    """``model`` with the inputs of our own exports where one of ours is installed."""
+    manifest = read_manifest(root, model.name)
+    ours = manifest is not None and "published" not in manifest
+    return model if ours else model.without_ours()
 
 
 def read_manifest(root: Path, model: str) -> dict[str, Any] | None:
@@ -125,21 +189,33 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def check(root: Path, families: Iterable[Family] = FAMILIES.values()) -> list[Problem]:
+def check(root: Path, families: Iterable[Family] | None = None) -> list[Problem]:
     """What is missing, stale or mismatched between the table, the configs and the models.
 
-    An empty list means that a server started on ``root`` serves what the table says. Raises
-    :class:`RepositoryError` when ``root`` is not a folder and :class:`MissingExtraError` when
-    the ``onnx`` package, which reads the models' own inputs and outputs, is not installed.
+    ``families``: those to check; without it those of which a model is installed, or all where
+    none is. An empty list means that a server started on ``root`` serves what the table says.
+
+    Raises :class:`RepositoryError` when ``root`` is not a folder and :class:`MissingExtraError`
+    when the ``onnx`` package, which reads the models' own inputs and outputs, is not installed.
     """
     if not root.is_dir():
         raise RepositoryError(f"No model repository at {root}; `triton-sam configure` makes one.")
     problems: list[Problem] = []
-    for family in families:
+    for family in installed(root) or FAMILIES.values() if families is None else families:
         for model in family.models:
             problems += (Problem(model.name, message) for message in _check_model(root, model))
         problems += _check_pair(root, family)
     return problems
+
+
+def installed(root: Path) -> list[Family]:
+    """The families and variants of which a model is in ``root``, each with its own names."""
+    named = [family.named(variant) for family in FAMILIES.values() for variant in family.variants]
+    return [
+        family
+        for family in named
+        if any((root / model.name / "1" / model.file).exists() for model in family.models)
+    ]
 
 
 def _models(families: Iterable[Family]) -> Iterator[Model]:
@@ -147,26 +223,40 @@ def _models(families: Iterable[Family]) -> Iterator[Model]:
 
 
 def _check_model(root: Path, model: Model) -> Iterator[str]:
+    model = _as_installed(root, model)
     config = root / model.name / "config.pbtxt"
     if not config.is_file():
         yield "config.pbtxt is missing; run `triton-sam configure`."
-    elif config.read_text() != render_config(model):
+    elif config.read_text() != render_config(model, configured_instances(config)):
         yield "config.pbtxt differs from the table; run `triton-sam configure`."
-    path = root / model.name / "1" / MODEL_FILE
+    path = root / model.name / "1" / model.file
     if not path.is_file():
-        yield f"1/{MODEL_FILE} is missing; run `triton-sam export`."
+        yield f"1/{model.file} is missing; run `triton-sam export`."
         return
     manifest = read_manifest(root, model.name)
     if manifest is None:
         yield f"1/{MANIFEST_FILE} is missing or unreadable, so the model's origin is unknown."
-    elif manifest.get("sha256") != sha256(path):
-        yield f"1/{MODEL_FILE} is not the file that 1/{MANIFEST_FILE} describes; export it again."
-    yield from _check_graph(path, model)
+    else:
+        yield from _check_files(path, path.with_name(model.data_file), manifest)
+    yield from graph_problems(path, model)
+
+
+def _check_files(path: Path, data: Path, manifest: dict[str, Any]) -> Iterator[str]:
+    described = {path: manifest.get("sha256")}
+    if "data" in manifest:
+        described[data] = manifest["data"].get("sha256")
+    for file, expected in described.items():
+        if not file.is_file():
+            yield f"1/{file.name} is missing; export the model again."
+        elif sha256(file) != expected:
+            yield (
+                f"1/{file.name} is not the file that 1/{MANIFEST_FILE} describes; export it again."
+            )
 
 
 def _check_pair(root: Path, family: Family) -> Iterator[Problem]:
     manifests = [read_manifest(root, model.name) for model in family.models]
-    origins = {m["checkpoint"]["sha256"] for m in manifests if m is not None}
+    origins = {json.dumps(m.get("checkpoint", m.get("published"))) for m in manifests if m}
     if len(origins) > 1:
         yield Problem(
             family.decoder.name,
@@ -174,7 +264,8 @@ def _check_pair(root: Path, family: Family) -> Iterator[Problem]:
         )
 
 
-def _check_graph(path: Path, model: Model) -> Iterator[str]:
+def graph_problems(path: Path, model: Model) -> Iterator[str]:
+    """Where the inputs and outputs of the ONNX file at ``path`` are not those of ``model``."""
     try:
         import onnx
         from google.protobuf.message import DecodeError
@@ -186,7 +277,7 @@ def _check_graph(path: Path, model: Model) -> Iterator[str]:
     try:
         graph = onnx.load(str(path), load_external_data=False).graph
     except DecodeError:
-        yield f"1/{MODEL_FILE} is damaged; export it again."
+        yield f"1/{model.file} is damaged; export it again."
         return
     defaults = {initializer.name for initializer in graph.initializer}
     inputs = {value.name: value for value in graph.input}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,16 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
-from .sam2 import build_model
+from ..specs import Family
+from . import sam2
+from .wrappers import WRAPPERS
+
+# The last layer of a mask's hypernetwork, as Meta's packages and transformers name it.
+_MASK_LAYER = re.compile(r"output_hypernetworks_mlps\.\d+\.(layers\.2|proj_out)\.")
 
 
-def make_checkpoint(model_cfg: str, path: Path, seed: int = 0) -> Path:
-    """Write ``{"model": state_dict}`` for ``model_cfg``.
+def make_checkpoint(family: Family, model_cfg: str, path: Path, seed: int = 0) -> Path:
+    """Write a checkpoint of ``family`` with random weights for the configuration ``model_cfg``.
 
     The initialisation leaves many parameters at zero (biases, positional embeddings) and so
     would hide where an export drops them: every parameter gets some noise. The last layer of
@@ -21,19 +27,20 @@ def make_checkpoint(model_cfg: str, path: Path, seed: int = 0) -> Path:
     come out.
     """
     torch.manual_seed(seed)
-    model = build_model(model_cfg, None)
+    wrapper = WRAPPERS[family.name]
+    model = wrapper.build_model(model_cfg, None)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = 0.02 if parameter.ndim > 1 else 0.1
             parameter.add_(torch.randn_like(parameter), alpha=noise)
-            if "output_hypernetworks_mlps" in name and ".layers.2." in name:
+            if _MASK_LAYER.search(name):
                 parameter.mul_(4)
-    torch.save({"model": model.state_dict()}, path)
+    wrapper.save_checkpoint(model, path)
     return path
 
 
 def checkpoint_from_pair(encoder: Path, decoder: Path, model_cfg: str, path: Path) -> Path:
-    """Write the checkpoint that an exported pair came from, as far as images need it.
+    """Write the SAM 2 checkpoint that an exported pair came from, as far as images need it.
 
     ``encoder``, ``decoder``: the ONNX files. The exporter leaves weights under their own names,
     so the pair holds the checkpoint. What only video needs keeps a random initialisation.
@@ -42,9 +49,11 @@ def checkpoint_from_pair(encoder: Path, decoder: Path, model_cfg: str, path: Pat
     weights |= _initializers(
         decoder, {"prompt_encoder.": "sam_prompt_encoder.", "mask_decoder.": "sam_mask_decoder."}
     )
-    state = build_model(model_cfg, None).state_dict()
+    model = sam2.build_model(model_cfg, None)
+    state = model.state_dict()
     state.update((name, torch.from_numpy(weights[name])) for name in state.keys() & weights.keys())
-    torch.save({"model": state}, path)
+    model.load_state_dict(state)
+    sam2.save_checkpoint(model, path)
     return path
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tqdm import tqdm
@@ -19,13 +19,14 @@ from tqdm import tqdm
 from .. import repository
 from ..errors import ExportError, InvalidInputError
 from ..specs import Family
-from . import onnx, sam2
+from . import onnx
 from .parity import Difference, compare
+from .precision import halve
+from .wrappers import WRAPPERS
 
-_PACKAGES = ("triton-sam", "torch", "onnx", "onnxruntime", "sam2")
+Precision = Literal["fp32", "fp16"]
 
-# Each family's wrapper: build_model, modules and predictor.
-_WRAPPERS = {"sam2": sam2}
+_PACKAGES = ("triton-sam", "torch", "onnx", "onnxruntime")
 
 
 def export(
@@ -36,6 +37,8 @@ def export(
     *,
     model_cfg: str | None = None,
     device: str = "cpu",
+    default: bool = False,
+    precision: Precision = "fp32",
 ) -> list[Difference]:
     """Turn ``checkpoint`` into the ONNX pair of ``family`` in the model repository ``output``.
 
@@ -44,12 +47,17 @@ def export(
     differences, which the manifests also keep.
 
     ``model_cfg``: another configuration than the variant's. ``device``: the torch device that
-    the reference runs on. Raises :class:`CheckpointError` when the checkpoint cannot be used.
+    the reference runs on. ``default``: install it under the family's own names whatever the
+    variant, so that clients get it without asking for a variant. ``precision``: ``fp16`` for
+    weights and arithmetic in half precision, with float32 inputs and outputs; the masks of photos
+    must then overlap with the official ones by 0.99.
+
+    Raises :class:`CheckpointError` when the checkpoint cannot be used.
     """
     started = time.monotonic()
     _check_device(device)
     cfg = model_cfg or family.variant(variant).model_cfg
-    wrapper = _WRAPPERS[family.name]
+    wrapper = WRAPPERS[family.name]
     with tqdm(total=5, desc=f"{family.name} {variant}", unit="step") as bar:
         with _step(bar, f"load {checkpoint.name}"):
             model = wrapper.build_model(cfg, checkpoint)
@@ -61,15 +69,25 @@ def export(
             modules = wrapper.modules(model, family)
             for spec in family.models:
                 module, examples = modules[spec.name]
-                files[spec.name] = Path(scratch) / f"{spec.name}.onnx"
+                folder = Path(scratch) / spec.name
+                folder.mkdir()
                 with _step(bar, f"trace {spec.name}"):
-                    onnx.trace(module, spec, examples, files[spec.name])
+                    files[spec.name] = onnx.trace(module, spec, examples, folder)
+            predictor = wrapper.predictor(model.to(device))
             with _step(bar, "compare with PyTorch"):
-                differences = compare(family, wrapper.predictor(model.to(device)), files)
-                _require_parity(differences)
+                if precision == "fp16":
+                    half = halve(family, predictor, files, Path(scratch))
+                    files, differences = half.files, half.differences
+                    origin |= half.as_dict()
+                else:
+                    differences = compare(family, predictor, files)
+                    _require_parity(differences)
             with _step(bar, f"install in {output}"):
                 proof = _describe_proof(differences, time.monotonic() - started)
-                repository.install(output, family, files, origin | proof)
+                target = family if default else family.named(variant)
+                paths = zip(target.models, files.values(), strict=True)
+                named = {spec.name: path for spec, path in paths}
+                repository.install(output, target, named, origin | proof)
     return differences
 
 
@@ -96,16 +114,13 @@ def _describe(
         "family": family.name,
         "variant": variant,
         "model_cfg": cfg,
-        "checkpoint": {
-            "file": checkpoint.name,
-            "sha256": repository.sha256(checkpoint),
-            "bytes": checkpoint.stat().st_size,
-        },
+        "checkpoint": {"file": checkpoint.name, **repository.describe_checkpoint(checkpoint)},
+        "precision": "fp32",
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "opset": onnx.OPSET,
         "ir_version": onnx.IR_VERSION,
         "versions": {"python": platform.python_version()}
-        | {package: version(package) for package in _PACKAGES},
+        | {name: version(name) for name in _PACKAGES + WRAPPERS[family.name].PACKAGES},
     }
 
 

@@ -1,0 +1,188 @@
+"""Half precision: weights and arithmetic in float16, inputs and outputs in float32."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import onnx
+from onnx import GraphProto, NodeProto, TensorProto
+from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
+
+from ..errors import ExportError
+from ..specs import Family, Model
+from .onnx import save
+from .parity import Difference, Predictor, compare, photos
+
+MASK_IOU = 0.99
+"""Smallest overlap allowed between a half-precision model's mask and the official one."""
+
+_TIE = 0.01
+"""Official scores that are this close say the same: half precision may choose the other mask."""
+
+# Where positions become angles: float16 knows pixels above 512 only to the half.
+_ANGLES = ("Sin", "Cos")
+
+# How the converter names the casts that it puts in.
+_INSERTED = re.compile(r"_cast_to_fp(16|32)_node$|^graph_(in|out)put_cast\d+$")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What stays in float32: all that positions are computed from, and some kinds of nodes."""
+
+    keeps: str
+    ops: tuple[str, ...] = ()
+
+
+_NORMS = ("LayerNormalization", "ReduceMean", "Pow", "Sqrt", "Softmax")
+
+# Tried in this order, until masks are right.
+RECIPES = (
+    Recipe("positions"),
+    Recipe("positions, norms, softmax", _NORMS),
+    Recipe("positions, norms, softmax, sums, activations", (*_NORMS, "Add", "Erf", "Sigmoid")),
+)
+
+
+@dataclass(frozen=True)
+class Halved:
+    """A pair in half precision that has passed, and what was tried before it.
+
+    ``failed``: the first mask that was wrong, by what was kept in float32 then.
+    """
+
+    files: dict[str, Path]
+    recipe: Recipe
+    differences: list[Difference]
+    failed: dict[str, str]
+
+    def as_dict(self) -> dict[str, object]:
+        return {"precision": "fp16", "kept_in_float32": self.recipe.keeps, "failed": self.failed}
+
+
+def halve(family: Family, predictor: Predictor, files: Mapping[str, Path], scratch: Path) -> Halved:
+    """The pair in half precision, with as little kept in float32 as photos allow.
+
+    ``files``: the float32 pair by model name. Raises :class:`ExportError` when some mask of a
+    photo still overlaps with the official one by less than :data:`MASK_IOU`.
+    """
+    failed: dict[str, str] = {}
+    for number, recipe in enumerate(RECIPES):
+        halves = {}
+        for model in family.models:
+            folder = scratch / f"half-{number}" / model.name
+            folder.mkdir(parents=True)
+            halves[model.name] = convert(files[model.name], model, recipe, folder)
+        differences = compare(family, predictor, halves, photos(), _TIE)
+        # Written so that a NaN is a failure.
+        wrong = [found for found in differences if not found.mask_iou >= MASK_IOU]
+        if not wrong:
+            return Halved(halves, recipe, differences, failed)
+        failed[recipe.keeps] = str(min(wrong, key=lambda found: found.mask_iou))
+        shutil.rmtree(scratch / f"half-{number}")
+    tried = "; ".join(f"with {keeps} in float32: {found}" for keeps, found in failed.items())
+    raise ExportError(
+        f"In half precision masks overlap with the official ones by less than {MASK_IOU}; nothing "
+        f"was installed. The worst {tried}."
+    )
+
+
+def convert(source: Path, model: Model, recipe: Recipe, folder: Path) -> Path:
+    """Write the float32 file ``source`` of ``model`` in half precision into ``folder``.
+
+    Optional inputs keep their float32 defaults. External data of ``source`` lie beside it.
+    Returns the file.
+    """
+    proto = onnx.load(str(source), load_external_data=False)
+    defaults = _take_defaults(proto.graph, model)
+    kept = sorted(_positions(proto.graph))
+    # From a file the converter infers shapes also of what is too large for a message.
+    with tempfile.NamedTemporaryFile(dir=source.parent, suffix=".onnx") as stripped:
+        onnx.save(proto, stripped.name)
+        half = convert_float_to_float16(
+            stripped.name,
+            keep_io_types=True,
+            op_block_list=[*DEFAULT_OP_BLOCK_LIST, *recipe.ops],
+            node_block_list=kept,
+        )
+    _shorten(half.graph)
+    _sort(half.graph)
+    half.graph.initializer.extend(defaults)
+    return save(half, model, folder)
+
+
+def _take_defaults(graph: GraphProto, model: Model) -> list[TensorProto]:
+    """Remove the defaults of optional inputs, which the converter would turn to float16."""
+    optional = {tensor.name for tensor in model.inputs if tensor.optional}
+    defaults = [initializer for initializer in graph.initializer if initializer.name in optional]
+    for initializer in defaults:
+        graph.initializer.remove(initializer)
+    return defaults
+
+
+def _positions(graph: GraphProto) -> set[str]:
+    """The names of all nodes that sines and cosines depend on, and of those themselves."""
+    producer = {output: node for node in graph.node for output in node.output}
+    found: set[str] = set()
+    waiting = [node for node in graph.node if node.op_type in _ANGLES]
+    while waiting:
+        node = waiting.pop()
+        if node.name not in found:
+            found.add(node.name)
+            waiting += [producer[name] for name in node.input if name in producer]
+    return found
+
+
+def _shorten(graph: GraphProto) -> None:
+    """Take out detours: float32 to float16 and back between two nodes kept in float32."""
+    ours = list(_drop_twins([node for node in graph.node if _INSERTED.search(node.name)], graph))
+    down = {node.output[0]: node.input[0] for node in _casts(ours, TensorProto.FLOAT16)}
+    shortcut = {
+        node.output[0]: down[node.input[0]]
+        for node in _casts(ours, TensorProto.FLOAT)
+        if node.input[0] in down
+    }
+    outputs = {value.name for value in graph.output}
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = shortcut.get(name, name)
+    for to in (TensorProto.FLOAT, TensorProto.FLOAT16):
+        used = {name for node in graph.node for name in node.input} | outputs
+        for node in list(_casts(ours, to)):
+            if node.output[0] not in used:
+                graph.node.remove(node)
+
+
+def _drop_twins(casts: list[NodeProto], graph: GraphProto) -> Iterator[NodeProto]:
+    """The casts, each once: the converter repeats those of a tensor that several nodes take."""
+    seen = set()
+    for node in casts:
+        if node.output[0] in seen:
+            graph.node.remove(node)
+        else:
+            seen.add(node.output[0])
+            yield node
+
+
+def _sort(graph: GraphProto) -> None:
+    """Bring the nodes into an order of computation; the converter puts its casts at the end."""
+    producer = {output: i for i, node in enumerate(graph.node) for output in node.output}
+    order = TopologicalSorter(
+        {
+            i: {producer[name] for name in node.input if name in producer}
+            for i, node in enumerate(graph.node)
+        }
+    )
+    nodes = [graph.node[i] for i in order.static_order()]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _casts(nodes: Iterable[NodeProto], to: int) -> Iterator[NodeProto]:
+    return (node for node in nodes if node.op_type == "Cast" and node.attribute[0].i == to)
