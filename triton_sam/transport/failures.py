@@ -1,0 +1,121 @@
+"""Foreign errors become ours here and nowhere else."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import ssl
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tritonclient.utils import InferenceServerException
+
+from ..errors import (
+    InferenceError,
+    ModelNotReadyError,
+    SamError,
+    ServerError,
+    ServerTimeoutError,
+    ServerUnavailableError,
+)
+from .endpoint import Endpoint
+
+_UNAVAILABLE = ("StatusCode.UNAVAILABLE", "502", "503", "504")
+# 502 and 504 are a proxy's: the server behind it may have begun.
+_NOT_BEGUN = ("StatusCode.UNAVAILABLE", "503")
+
+
+class UnsentError(Exception):
+    """The connection failed, for its ``__cause__``, before the server had the whole request."""
+
+
+@contextmanager
+def foreign_errors(
+    endpoint: Endpoint, timeout_s: float, model: str | None = None
+) -> Iterator[None]:
+    """Turn whatever a client library or the network raises into a :class:`ServerError`."""
+    try:
+        yield
+    except SamError:
+        raise
+    except Exception as exc:
+        foreign = _unwrapped(exc)
+        raise _translated(foreign, endpoint, timeout_s, model) from foreign
+
+
+def may_be_repeated(exc: BaseException, idempotent: bool) -> bool:
+    """Whether the request that failed so can be sent again with nothing running twice.
+
+    ``idempotent``: it only looks something up, so that twice does no harm.
+    """
+    foreign = _unwrapped(exc)
+    if isinstance(foreign, InferenceServerException):
+        return str(foreign.status()) in _NOT_BEGUN or _is_unloaded(foreign)
+    return _is_lost(foreign) and (idempotent or isinstance(exc, UnsentError))
+
+
+def _unwrapped(exc: BaseException) -> BaseException:
+    return exc.__cause__ or exc if isinstance(exc, UnsentError) else exc
+
+
+def _translated(
+    exc: BaseException, endpoint: Endpoint, timeout_s: float, model: str | None
+) -> ServerError:
+    if isinstance(exc, InferenceServerException):
+        return _translated_answer(exc, endpoint, timeout_s, model)
+    if _is_timeout(exc):
+        return _timeout(endpoint, timeout_s)
+    if _is_connection_error(exc):
+        return _unavailable(endpoint, str(exc) or type(exc).__name__)
+    return InferenceError(f"The answer of {endpoint.address} cannot be read: {exc}")
+
+
+def _translated_answer(
+    exc: InferenceServerException, endpoint: Endpoint, timeout_s: float, model: str | None
+) -> ServerError:
+    status, message = str(exc.status()), str(exc.message())
+    if status == "StatusCode.DEADLINE_EXCEEDED":
+        return _timeout(endpoint, timeout_s)
+    if _is_unknown_model(exc):
+        return ModelNotReadyError(f"The server at {endpoint.address} does not serve {model!r}.")
+    if status in _UNAVAILABLE:
+        return _unavailable(endpoint, message)
+    where = f"The model {model!r}" if model else "The server"
+    return InferenceError(f"{where} at {endpoint.address} answered with an error: {message}")
+
+
+def _is_unknown_model(exc: InferenceServerException) -> bool:
+    return str(exc.message()).startswith("Request for unknown model")
+
+
+def _is_unloaded(exc: InferenceServerException) -> bool:
+    """A model that the server knows and has not loaded now: it stops, and then starts again."""
+    return _is_unknown_model(exc) and str(exc.message()).endswith("has no available versions")
+
+
+def _is_timeout(exc: BaseException) -> bool:
+    return isinstance(exc, (TimeoutError, asyncio.TimeoutError))  # two classes in Python 3.10
+
+
+def _is_connection_error(exc: BaseException) -> bool:
+    aiohttp = sys.modules.get("aiohttp")  # not loaded unless it is in use
+    kinds = (OSError, http.client.HTTPException, *([aiohttp.ClientError] if aiohttp else []))
+    return isinstance(exc, kinds)
+
+
+def _is_lost(exc: BaseException) -> bool:
+    # A certificate that is refused once is refused again.
+    refused = isinstance(exc, ssl.SSLError) or isinstance(exc.__cause__, ssl.SSLError)
+    return _is_connection_error(exc) and not _is_timeout(exc) and not refused
+
+
+def _timeout(endpoint: Endpoint, timeout_s: float) -> ServerTimeoutError:
+    return ServerTimeoutError(f"{endpoint.address} gave no answer within {timeout_s:g} s.")
+
+
+def _unavailable(endpoint: Endpoint, why: str) -> ServerUnavailableError:
+    return ServerUnavailableError(
+        f"No Triton server at {endpoint.address}: {why}. "
+        "Start one with `triton-sam serve` or `docker compose up`."
+    )

@@ -1,0 +1,41 @@
+"""What can be asked of a server, whatever the protocol."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from ..protocol import Call
+
+
+@dataclass(frozen=True, eq=False)
+class Infer:
+    """Run a model. Answered with its outputs by name: ``Arrays``."""
+
+    call: Call
+
+    @property
+    def model(self) -> str:
+        return self.call.model
+
+
+@dataclass(frozen=True)
+class Describe:
+    """What does a model declare? Answered with :class:`~triton_sam.protocol.Served`."""
+
+    model: str
+
+
+@dataclass(frozen=True)
+class IsReady:
+    """Is a model ready? Answered with a bool."""
+
+    model: str
+
+
+@dataclass(frozen=True)
+class ListReady:
+    """Which models are ready? Answered with a list of their names."""
+
+
+Request: TypeAlias = "Infer | Describe | IsReady | ListReady"
