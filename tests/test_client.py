@@ -1,17 +1,20 @@
-"""The client over a transport that is a function, and beside the official predictor."""
+"""The sync and the async client over a transport that is a function."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import ArrayLike, NDArray
+from faces import FACES, AsyncFace, Blocking
+from fakes import FakeTransport, answer, f32, mean, photo
 from PIL import Image
 
 from triton_sam import (
+    AsyncSAM2TritonClient,
     ClientClosedError,
     ImageError,
     ImageNotSetError,
@@ -27,65 +30,6 @@ from triton_sam.images import load_image, preprocess
 from triton_sam.protocol import Arrays, Call, Served
 from triton_sam.specs import FAMILIES, Family
 
-Answer = Callable[[Call], Arrays]
-FIRST = next(iter(FAMILIES.values()))
-
-
-def f32(values: ArrayLike) -> NDArray[np.float32]:
-    return np.asarray(values, np.float32)
-
-
-class FakeTransport:
-    """Answers calls with a function and keeps them."""
-
-    def __init__(self, family: Family, answer: Answer) -> None:
-        self.answer = answer
-        self.calls: list[Call] = []
-        self.asked: list[str] = []
-        self.not_ready: list[Exception] = []
-        self.closed = 0
-        self.models = {
-            model.name: Served(
-                frozenset(t.name for t in model.inputs), frozenset(t.name for t in model.outputs)
-            )
-            for model in family.models
-        }
-
-    def infer(self, call: Call) -> Arrays:
-        self.calls.append(call)
-        return self.answer(call)
-
-    def served(self, model: str) -> Served:
-        self.asked.append(model)
-        return self.models[model]
-
-    def check_ready(self, models: Sequence[str], timeout_s: float | None = None) -> None:
-        assert list(models) == list(self.models)
-        if self.not_ready:
-            raise self.not_ready.pop(0)
-
-    def close(self) -> None:
-        self.closed += 1
-
-
-def answer(family: Family, call: Call) -> Arrays:
-    """An encoder that says the mean of the image; a decoder whose mask is a disc at the point."""
-    if call.model == family.encoder.name:
-        mean = call.inputs[family.encoder.inputs[0].name].astype(np.float64).mean()
-        return {
-            tensor.name: np.full([abs(n) for n in tensor.dims], mean, np.float32)
-            for tensor in family.encoder.outputs
-            if tensor.name in call.outputs
-        }
-    layout, side = family.prompts, family.prompts.mask_size
-    points = f32(call.inputs[layout.points]) * f32(side / family.image.size)
-    masks = 3 if layout.multimask in call.inputs else 1
-    y, x = np.mgrid[:side, :side] + 0.5
-    discs = [60 - 3 * np.hypot(x - px, y - py) for px, py in points[:, 0]]
-    logits = np.repeat(np.stack(discs)[:, None], masks, axis=1).astype(np.float32)
-    scores = np.tile(np.linspace(0.5, 0.9, masks, dtype=np.float32), (len(points), 1))
-    return {family.masks: logits, family.scores: scores}
-
 
 @pytest.fixture(params=list(FAMILIES.values()), ids=list(FAMILIES))
 def family(request: pytest.FixtureRequest) -> Family:
@@ -98,15 +42,25 @@ def transport(family: Family) -> FakeTransport:
     return FakeTransport(family, lambda call: answer(family, call))
 
 
+@pytest.fixture(params=FACES)
+def face(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def open_client(
+    face: str, transport: FakeTransport | None = None, *args: Any, **kwargs: Any
+) -> Any:
+    """A client of either kind, with the methods of the sync one."""
+    if face == "sync":
+        return SAM2TritonClient(*args, transport=transport, **kwargs)
+    other = None if transport is None else AsyncFace(transport)
+    return Blocking(lambda: AsyncSAM2TritonClient(*args, transport=other, **kwargs))
+
+
 @pytest.fixture
-def client(family: Family, transport: FakeTransport) -> Iterator[SAM2TritonClient]:
-    with SAM2TritonClient(model_type=family.name, transport=transport) as client:
+def client(face: str, family: Family, transport: FakeTransport) -> Iterator[SAM2TritonClient]:
+    with open_client(face, transport, model_type=family.name) as client:
         yield client
-
-
-def photo(width: int = 400, height: int = 300, seed: int = 0) -> NDArray[np.uint8]:
-    rng = np.random.default_rng(seed)
-    return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 def test_an_image_is_encoded_once(
@@ -128,10 +82,12 @@ def test_the_embedding_goes_to_the_decoder(
     client: SAM2TritonClient, transport: FakeTransport, family: Family
 ) -> None:
     for value in (0, 255):
-        client.set_image(np.full((4, 5, 3), value, np.uint8))
+        image = np.full((4, 5, 3), value, np.uint8)
+        client.set_image(image)
         client.predict(box=[1, 1, 3, 3])
+        expected = f32(mean(image, family))
         for tensor in family.encoder.outputs:
-            assert (transport.calls[-1].inputs[tensor.name] == value / 255).all()
+            assert (transport.calls[-1].inputs[tensor.name] == expected).all()
 
 
 def test_predict_clamps_and_segment_does_not(client: SAM2TritonClient, family: Family) -> None:
@@ -140,16 +96,19 @@ def test_predict_clamps_and_segment_does_not(client: SAM2TritonClient, family: F
     side, clip = family.prompts.mask_size, family.prompts.mask_clip
     assert logits.dtype == np.float32 and logits.shape == (1, 1, side, side)
     assert scores.dtype == np.float32 and scores.tolist() == [[0.5]]
-    assert logits.max() == clip and logits.min() == -clip
+    # The disc is 60 high; the corner of the frame lies below -32.
+    assert logits.max() == (clip or pytest.approx(60, abs=3))
+    assert logits.min() == -clip if clip else logits.min() < -100
 
     found = client.segment([[200, 150]], [1])
     np.testing.assert_array_equal(found.logits, logits)
     assert found.masks.dtype == np.bool_ and found.masks.shape == (1, 1, 300, 400)
-    # 60 - 3 r > 0 inside a radius of 20 of 256, stretched to 400x300 around the point.
+    # 60 - 3 r > 0 inside a radius of 20 of the side, stretched to the image around the point.
+    height = 300 if family.image.fit == "stretch" else 400
     x1, y1, x2, y2 = found.bbox[0, 0]
     np.testing.assert_allclose([x1, x2], 200 + np.array([-20, 20]) * 400 / side, atol=1.1)
-    np.testing.assert_allclose([y1, y2], 150 + np.array([-20, 20]) * 300 / side, atol=1.1)
-    np.testing.assert_allclose(found.area, np.pi * 400 * 400 * 300 / side**2, rtol=0.01)
+    np.testing.assert_allclose([y1, y2], 150 + np.array([-20, 20]) * height / side, atol=1.1)
+    np.testing.assert_allclose(found.area, np.pi * 400 * 400 * height / side**2, rtol=0.01)
 
 
 def test_several_prompts_and_masks(client: SAM2TritonClient) -> None:
@@ -188,8 +147,20 @@ def test_an_older_deployment(
     client.predict(box=[1, 2, 3, 4])
     assert set(transport.calls[0].outputs) == outputs
     assert set(transport.calls[1].inputs) == needed
-    with pytest.raises(PromptError, match="older one"):
-        client.predict(box=[1, 2, 3, 4], multimask_output=True)
+    side = family.prompts.mask_size
+    with pytest.raises(PromptError, match="takes no"):
+        client.predict(box=[1, 2, 3, 4], mask_input=np.zeros((side, side)))
+
+
+def test_a_variant_is_asked_by_its_own_name(face: str, family: Family) -> None:
+    name = list(family.variants)[-1]
+    named = family.named(name)
+    transport = FakeTransport(named, lambda call: answer(named, call))
+    with open_client(face, transport, model_type=family.name, variant=name) as client:
+        client.set_image(photo())
+        client.predict([[10, 20]], [1])
+        assert client.embedding.variant == ("" if named is family else name)
+    assert [call.model for call in transport.calls] == [m.name for m in named.models]
 
 
 def test_no_image_yet(client: SAM2TritonClient) -> None:
@@ -205,7 +176,8 @@ def test_no_image_yet(client: SAM2TritonClient) -> None:
 def test_a_failed_image_leaves_the_old_one(
     client: SAM2TritonClient, transport: FakeTransport, family: Family
 ) -> None:
-    client.set_image(np.full((30, 40, 3), 255, np.uint8))
+    white = np.full((30, 40, 3), 255, np.uint8)
+    client.set_image(white)
 
     with pytest.raises(ImageError):
         client.set_image(b"no image")
@@ -216,7 +188,8 @@ def test_a_failed_image_leaves_the_old_one(
     transport.answer = lambda call: answer(family, call)
     assert client.original_size == (30, 40)
     client.predict(box=[1, 1, 3, 3])
-    assert (transport.calls[-1].inputs[family.encoder.outputs[0].name] == 1).all()
+    sent = transport.calls[-1].inputs[family.encoder.outputs[0].name]
+    assert (sent == f32(mean(white, family))).all()
 
 
 def test_wrong_prompts_reach_no_server(client: SAM2TritonClient, transport: FakeTransport) -> None:
@@ -238,18 +211,19 @@ def test_original_size_is_that_of_the_upright_image(client: SAM2TritonClient) ->
     assert client.original_size == (40, 30)
 
 
-def test_the_limit_of_pixels_is_the_callers(transport: FakeTransport, family: Family) -> None:
-    client = SAM2TritonClient(
-        model_type=family.name, transport=transport, max_image_pixels=40 * 30 - 1
-    )
+def test_the_limit_of_pixels_is_the_callers(
+    face: str, transport: FakeTransport, family: Family
+) -> None:
+    limit = 40 * 30 - 1
+    client = open_client(face, transport, model_type=family.name, max_image_pixels=limit)
     with client, pytest.raises(ImageError, match="max_image_pixels"):
         client.set_image(photo(40, 30))
     assert transport.calls == []
 
 
-def test_closed(family: Family, transport: FakeTransport) -> None:
-    client = SAM2TritonClient(model_type=family.name, transport=transport)
+def test_closed(client: SAM2TritonClient, transport: FakeTransport) -> None:
     client.set_image(photo())
+    embedding = client.embedding
     client.close()
     client.close()
     assert transport.closed == 1
@@ -257,6 +231,8 @@ def test_closed(family: Family, transport: FakeTransport) -> None:
         lambda: client.set_image(photo()),
         lambda: client.predict([[1, 2]], [1]),
         lambda: client.segment([[1, 2]], [1]),
+        lambda: client.predict([[1, 2]], [1], embedding=embedding),
+        lambda: client.encode(photo()),
         lambda: client.original_size,
         client.is_ready,
         client.wait_until_ready,
@@ -282,23 +258,101 @@ def test_readiness(client: SAM2TritonClient, transport: FakeTransport) -> None:
     assert time.monotonic() - started < 1
 
 
-def test_unknown_model_type() -> None:
-    with pytest.raises(InvalidInputError, match="'sam9'; choose one of: sam2"):
-        SAM2TritonClient(model_type="sam9")
+def test_an_embedding_can_be_kept(
+    client: SAM2TritonClient, transport: FakeTransport, family: Family
+) -> None:
+    white = np.full((30, 40, 3), 255, np.uint8)
+    client.set_image(white)
+    dark = np.full((300, 200, 3), 10, np.uint8)
+    other = client.encode(dark)
+    assert (other.original_size, other.family) == ((300, 200), family.name)
+    assert client.original_size == (30, 40)
+
+    feature = family.encoder.outputs[0].name
+    found = client.segment([[150, 250]], [1], embedding=other)
+    assert found.masks.shape == (1, 1, 300, 200)
+    assert (transport.calls[-1].inputs[feature] == f32(mean(dark, family))).all()
+    client.predict([[39, 29]], [1])
+    assert (transport.calls[-1].inputs[feature] == f32(mean(white, family))).all()
+    logits, _ = client.predict([[150, 250]], [1], embedding=other)
+    np.testing.assert_array_equal(logits, found.logits)
+    with pytest.raises(PromptError, match="outside the image of 40x30"):
+        client.predict([[150, 250]], [1])
 
 
-def test_the_url_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_embedding_of_another_client(
+    face: str, client: SAM2TritonClient, transport: FakeTransport, family: Family
+) -> None:
+    client.set_image(photo())
+    with open_client(face, transport, model_type=family.name) as other:
+        assert other.predict([[1, 2]], [1], embedding=client.embedding)[1].tolist() == [[0.5]]
+        with pytest.raises(ImageNotSetError):
+            other.predict([[1, 2]], [1])
+
+
+def test_what_is_no_embedding_of_this_family(
+    client: SAM2TritonClient, transport: FakeTransport
+) -> None:
+    client.set_image(photo())
+    for wrong, message in (
+        (replace(client.embedding, family="sam9"), "'sam9', variant None"),
+        (replace(client.embedding, variant="other"), "variant 'other'"),
+        (photo(), r"come from encode\(\); got 'ndarray'"),
+    ):
+        with pytest.raises(InvalidInputError, match=message):
+            client.predict([[1, 2]], [1], embedding=wrong)  # type: ignore[arg-type]
+    assert len(transport.calls) == 1
+
+
+def test_the_timeout_of_a_call(client: SAM2TritonClient, transport: FakeTransport) -> None:
+    client.set_image(photo(), timeout_s=9)
+    client.predict([[1, 2]], [1], timeout_s=5)
+    client.segment([[1, 2]], [1])
+    first, second, third = transport.timeouts
+    assert first is not None and 5 < first < 9
+    assert second is not None and 4 < second < 5
+    assert third is None
+    for wrong in (0, -1, float("nan")):
+        with pytest.raises(InvalidInputError, match="positive number of seconds"):
+            client.predict([[1, 2]], [1], timeout_s=wrong)
+
+
+def test_what_is_served_is_asked_again_after_an_error(
+    client: SAM2TritonClient, transport: FakeTransport, family: Family
+) -> None:
+    client.set_image(photo())
+    client.predict([[1, 2]], [1])
+    right = transport.answer
+
+    def down(call: Call) -> Arrays:
+        raise ServerUnavailableError("restarting")
+
+    transport.answer = down
+    with pytest.raises(ServerUnavailableError):
+        client.predict([[1, 2]], [1])
+    transport.answer = right
+    client.predict([[1, 2]], [1])
+    decoder = family.decoder.name
+    assert transport.asked == [family.encoder.name, decoder, decoder]
+
+
+def test_unknown_model_type(face: str) -> None:
+    with pytest.raises(InvalidInputError, match="'sam9'; choose one of: sam1, sam2, sam3"):
+        open_client(face, model_type="sam9")
+
+
+def test_the_url_comes_from_the_environment(face: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_URL", "localhost:1")
     with (
-        SAM2TritonClient(timeout_s=5) as client,
+        open_client(face, timeout_s=5) as client,
         pytest.raises(ServerUnavailableError, match="localhost:1:"),
     ):
         client.set_image(photo())
     with (
-        SAM2TritonClient("127.0.0.1:2", timeout_s=5) as client,
+        open_client(face, None, "127.0.0.1:2", timeout_s=5) as client,
         pytest.raises(ServerUnavailableError, match=r"127\.0\.0\.1:2:"),
     ):
         client.set_image(photo())
     monkeypatch.setenv("TRITON_URL", "nonsense")
     with pytest.raises(InvalidInputError, match="'nonsense'"):
-        SAM2TritonClient()
+        open_client(face)

@@ -9,12 +9,21 @@
 
 from __future__ import annotations
 
+from .async_client import AsyncSAM2TritonClient
+from .background import BackgroundSAM2Client
 from .client import SAM2TritonClient
+from .embedding import Embedding
 from .errors import (
+    AdminError,
     CheckpointError,
+    ChecksumError,
     ClientClosedError,
+    DiskSpaceError,
+    DownloadError,
     EmbeddedServerError,
+    EmbeddingError,
     ExportError,
+    GatedModelError,
     ImageError,
     ImageNotSetError,
     InferenceError,
@@ -24,22 +33,44 @@ from .errors import (
     MissingExtraError,
     ModelLoadError,
     ModelNotReadyError,
+    OfflineError,
     PortInUseError,
     PromptError,
     RepositoryError,
+    RequestCancelledError,
     SamError,
     ServerError,
     ServerTimeoutError,
     ServerUnavailableError,
+    SmokeError,
     UnsupportedPlatformError,
 )
+from .hover import Hover, HoverResult
 from .masks import Segmentation
+from .sessions import SessionStatus
+from .speculative_client import (
+    SpeculativeSAM2Client,
+    queue_multiple_requests,
+    wait_for_latest_result,
+)
+from .transport import Retries, TransportOptions
 
 __all__ = [
+    "AdminError",
+    "AsyncSAM2TritonClient",
+    "BackgroundSAM2Client",
     "CheckpointError",
+    "ChecksumError",
     "ClientClosedError",
+    "DiskSpaceError",
+    "DownloadError",
     "EmbeddedServerError",
+    "Embedding",
+    "EmbeddingError",
     "ExportError",
+    "GatedModelError",
+    "Hover",
+    "HoverResult",
     "ImageError",
     "ImageNotSetError",
     "InferenceError",
@@ -49,17 +80,26 @@ __all__ = [
     "MissingExtraError",
     "ModelLoadError",
     "ModelNotReadyError",
+    "OfflineError",
     "PortInUseError",
     "PromptError",
     "RepositoryError",
+    "RequestCancelledError",
+    "Retries",
     "SAM2TritonClient",
     "SamError",
     "Segmentation",
     "ServerError",
     "ServerTimeoutError",
     "ServerUnavailableError",
+    "SessionStatus",
+    "SmokeError",
+    "SpeculativeSAM2Client",
+    "TransportOptions",
     "UnsupportedPlatformError",
     "__version__",
+    "queue_multiple_requests",
+    "wait_for_latest_result",
 ]
 
 __version__: str

@@ -2,43 +2,24 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import time
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .errors import (
-    ClientClosedError,
-    ImageNotSetError,
-    ServerError,
-    ServerTimeoutError,
-)
-from .images import MAX_IMAGE_PIXELS, ImageSource, digest, load_image, preprocess
-from .masks import Segmentation, clamp, resize_masks
+from .cache import EmbeddingCache
+from .core import ClientCore, client_options, server_url
+from .flow import run
+from .images import MAX_IMAGE_PIXELS, ImageSource
+from .masks import Segmentation
 from .prompts import Prompt
-from .protocol import (
-    Embedding,
-    Prediction,
-    Served,
-    decode_call,
-    encode_call,
-    read_embedding,
-    read_prediction,
-)
-from .specs import family
-from .transport import Transport, open_transport
+from .protocol import Embedding
+from .transport import Transport, TransportOptions, open_transport
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-logger = logging.getLogger(__name__)
-
-DEFAULT_URL = "localhost:8000"
-_POLL_S = 0.2
 
 
 class SAM2TritonClient:
@@ -46,10 +27,14 @@ class SAM2TritonClient:
 
     ``url``: ``localhost:8000`` or ``http://…`` (HTTP), ``https://…``, ``grpc://host:8001`` or
     ``grpcs://…``; without it the environment variable ``TRITON_URL``, then ``localhost:8000``.
-    ``model_type``: a family of ``FAMILIES``. ``timeout_s``: of each exchange with the server, in
-    seconds. ``max_image_pixels``: images with more are refused before they are decoded.
-    ``ca_file``: PEM certificates to trust with TLS instead of the system's. ``transport``: another
-    way to the server, in place of ``url``, ``timeout_s`` and ``ca_file``.
+    ``model_type``: a family of ``FAMILIES``. ``variant``: one of the family's variants that is
+    served beside its default. ``timeout_s``: of each exchange with the server, in seconds,
+    retries included; 60 unless ``options`` say otherwise. ``max_image_pixels``: images
+    with more are refused before they are decoded. ``options``: certificates, headers, compression
+    and retries, :class:`TransportOptions`. ``cache``: where embeddings are looked up and kept,
+    :class:`~triton_sam.cache.EmbeddingCache`; it may be shared between clients and is not closed
+    with them. ``transport``: another way to the server, in place of
+    ``url``, ``timeout_s`` and ``options``.
 
     Nothing is sent before the first call. One client may be used by several threads; they share
     its image. Raises :class:`InvalidInputError` for arguments that cannot be used, and
@@ -61,51 +46,49 @@ class SAM2TritonClient:
         url: str | None = None,
         model_type: str = "sam2",
         *,
-        timeout_s: float = 60.0,
+        variant: str | None = None,
+        timeout_s: float | None = None,
         max_image_pixels: int = MAX_IMAGE_PIXELS,
-        ca_file: str | None = None,
+        options: TransportOptions | None = None,
+        cache: EmbeddingCache | None = None,
         transport: Transport | None = None,
     ) -> None:
-        self._family = family(model_type)
-        self._max_image_pixels = max_image_pixels
+        self._core = ClientCore(model_type, variant, max_image_pixels, cache)
         self._transport = (
             transport
             if transport is not None
-            else open_transport(
-                url or os.environ.get("TRITON_URL") or DEFAULT_URL,
-                timeout_s=timeout_s,
-                ca_file=ca_file,
-            )
+            else open_transport(server_url(url), client_options(options, timeout_s))
         )
-        self._served: dict[str, Served] = {}
-        self._embedding: Embedding | None = None
-        self._closed = False
 
     @property
     def original_size(self) -> tuple[int, int]:
         """(height, width) of the image that is set, in pixels, upright."""
-        return self._current().original_size
+        return self._core.current().original_size
 
-    def set_image(self, image: ImageSource) -> None:
+    @property
+    def embedding(self) -> Embedding:
+        """The image that is set, encoded; for ``embedding=`` of this or another client."""
+        return self._core.current()
+
+    def set_image(self, image: ImageSource, *, timeout_s: float | None = None) -> None:
         """Encode an image; the prompts that follow refer to it.
 
         ``image``: a path, the bytes of an image file, a ``PIL.Image``, or an array, HxWx3 uint8
         in RGB order or HxW grey. EXIF orientation is applied and transparency is laid on white:
         coordinates and masks belong to the image as a person sees it. When this fails the image
-        that was set before stays.
+        that was set before stays. ``timeout_s``: for this call as a whole.
 
         Raises :class:`ImageError`, or a :class:`ServerError`.
         """
-        self._refuse_closed()
-        picture = load_image(image, self._max_image_pixels)
-        pixels = preprocess(picture, self._family.image)
-        started = time.perf_counter()
-        call = encode_call(self._family, pixels, self._what_is_served(self._family.encoder.name))
-        arrays = self._transport.infer(call)
-        self._embedding = read_embedding(
-            self._family, call, arrays, (picture.height, picture.width), digest(picture)
-        )
-        logger.debug("%s took %.1f ms", call.model, 1e3 * (time.perf_counter() - started))
+        run(self._core.set_image(image, timeout_s), self._transport)
+
+    def encode(self, image: ImageSource, *, timeout_s: float | None = None) -> Embedding:
+        """Encode an image without setting it; takes and raises what :meth:`set_image` does.
+
+        The embedding goes to ``predict(…, embedding=…)`` and ``segment(…, embedding=…)`` of this
+        client or of another one with the same ``model_type``.
+        """
+        return run(self._core.encode(image, timeout_s), self._transport)
 
     def predict(
         self,
@@ -114,26 +97,31 @@ class SAM2TritonClient:
         box: ArrayLike | None = None,
         mask_input: ArrayLike | None = None,
         multimask_output: bool = False,
+        *,
+        embedding: Embedding | None = None,
+        timeout_s: float | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Low-resolution masks for one prompt, or for B independent ones in one call.
 
         ``point_coords``: Nx2, or BxNx2, (x, y) in pixels of the image. ``point_labels``: N, or
         BxN: 1 foreground, 0 background, -1 padding, so that prompts may differ in their number of
         points. ``box``: (x1, y1, x2, y2), or Bx4; what lies outside the image is cut off.
-        ``mask_input``: 256x256, 1x256x256 or Bx1x256x256 float logits, as returned before for one
-        mask. ``multimask_output``: three masks for each prompt instead of one. Any combination
-        will do, as long as something is given and the numbers of prompts agree.
+        ``mask_input``: hxw, 1xhxw or Bx1xhxw float logits, as returned before for one mask.
+        ``multimask_output``: three masks for each prompt instead of one. Any combination will do,
+        as long as something is given and the numbers of prompts agree. ``embedding``: of another
+        image than the one that is set, from :meth:`encode`. ``timeout_s``: for this call as a
+        whole.
 
-        Returns ``(masks, scores)``: float32 BxMx256x256 logits within ±32, the official
-        predictor's ``low_res_masks``; above 0 is foreground. And float32 BxM, the IoU that the
-        model expects.
+        Returns ``(masks, scores)``: float32 BxMxhxw logits, the official predictor's
+        ``low_res_masks`` (256x256, of SAM 2 within ±32; 288x288 of SAM 3); above 0 is
+        foreground. And float32 BxM, the IoU that the model expects.
 
         Raises :class:`PromptError`, :class:`ImageNotSetError`, or a :class:`ServerError`.
         """
-        prediction = self._decode(
-            self._current(), point_coords, point_labels, box, mask_input, multimask_output
+        prompt = partial(
+            Prompt.create, point_coords, point_labels, box, mask_input, multimask_output
         )
-        return clamp(prediction.logits, self._family.prompts.mask_clip), prediction.scores
+        return run(self._core.predict(prompt, embedding, timeout_s), self._transport)
 
     def segment(
         self,
@@ -142,51 +130,30 @@ class SAM2TritonClient:
         box: ArrayLike | None = None,
         mask_input: ArrayLike | None = None,
         multimask_output: bool = False,
+        *,
+        embedding: Embedding | None = None,
+        timeout_s: float | None = None,
     ) -> Segmentation:
         """Masks at the size of the image. Takes and raises what :meth:`predict` does."""
-        embedding = self._current()
-        prediction = self._decode(
-            embedding, point_coords, point_labels, box, mask_input, multimask_output
+        prompt = partial(
+            Prompt.create, point_coords, point_labels, box, mask_input, multimask_output
         )
-        return Segmentation(
-            # As the official predictor: from the logits before they are clamped.
-            masks=resize_masks(prediction.logits, embedding.original_size),
-            scores=prediction.scores,
-            logits=clamp(prediction.logits, self._family.prompts.mask_clip),
-        )
+        return run(self._core.segment(prompt, embedding, timeout_s), self._transport)
 
     def is_ready(self) -> bool:
         """Whether the server answers and serves both models."""
-        self._refuse_closed()
-        try:
-            self._transport.check_ready(self._model_names())
-        except ServerError as exc:
-            logger.debug("not ready: %s", exc)
-            return False
-        return True
+        return run(self._core.is_ready(), self._transport)
 
     def wait_until_ready(self, timeout_s: float = 60.0) -> None:
         """Return as soon as both models are ready.
 
         Raises :class:`ServerTimeoutError`, with the last reason, after ``timeout_s`` seconds.
         """
-        self._refuse_closed()
-        end = time.monotonic() + timeout_s
-        while True:
-            try:
-                # A server that hangs must not hold us longer than we were told to wait.
-                left = max(end - time.monotonic(), _POLL_S)
-                return self._transport.check_ready(self._model_names(), timeout_s=left)
-            except ServerError as exc:
-                if time.monotonic() + _POLL_S >= end:
-                    raise ServerTimeoutError(f"Not ready within {timeout_s:g} s. {exc}") from exc
-            time.sleep(_POLL_S)
+        run(self._core.wait_until_ready(timeout_s), self._transport)
 
     def close(self) -> None:
         """Give the connections and the image back. Closing again does nothing."""
-        if not self._closed:
-            self._closed = True
-            self._embedding = None
+        if self._core.close():
             self._transport.close()
 
     def __enter__(self) -> Self:
@@ -199,46 +166,3 @@ class SAM2TritonClient:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
-
-    def _decode(
-        self,
-        embedding: Embedding,
-        point_coords: ArrayLike | None,
-        point_labels: ArrayLike | None,
-        box: ArrayLike | None,
-        mask_input: ArrayLike | None,
-        multimask_output: bool,
-    ) -> Prediction:
-        prompt = Prompt.create(
-            point_coords,
-            point_labels,
-            box,
-            mask_input,
-            multimask_output,
-            original_size=embedding.original_size,
-            layout=self._family.prompts,
-        )
-        served = self._what_is_served(self._family.decoder.name)
-        call = decode_call(self._family, embedding, prompt, served)
-        started = time.perf_counter()
-        prediction = read_prediction(self._family, self._transport.infer(call), prompt)
-        logger.debug("%s took %.1f ms", call.model, 1e3 * (time.perf_counter() - started))
-        return prediction
-
-    def _what_is_served(self, model: str) -> Served:
-        if model not in self._served:
-            self._served[model] = self._transport.served(model)
-        return self._served[model]
-
-    def _model_names(self) -> list[str]:
-        return [model.name for model in self._family.models]
-
-    def _current(self) -> Embedding:
-        self._refuse_closed()
-        if self._embedding is None:
-            raise ImageNotSetError("No image is set; call set_image first.")
-        return self._embedding
-
-    def _refuse_closed(self) -> None:
-        if self._closed:
-            raise ClientClosedError("This client is closed; make a new one.")

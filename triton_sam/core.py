@@ -1,0 +1,300 @@
+"""What a client decides, without I/O; the sync and the async client carry it out."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .cache import EmbeddingCache
+from .embedding import Embedding, EmbeddingKey
+from .errors import (
+    ClientClosedError,
+    ImageNotSetError,
+    InvalidInputError,
+    ServerError,
+    ServerTimeoutError,
+)
+from .fingerprint import probe_calls, read_fingerprint
+from .flow import Deadline, Exchange, Flow, Pause, Shared, Work
+from .images import ImageSource, digest, load_image, preprocess
+from .masks import Segmentation, clamp, masks_at
+from .painting import preview
+from .prompts import Prompt
+from .protocol import (
+    Arrays,
+    Call,
+    Prediction,
+    Served,
+    decode_calls,
+    encode_call,
+    read_embedding,
+    read_prediction,
+)
+from .specs import Family, family
+from .transport.options import TransportOptions, check_timeout
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_URL = "localhost:8000"
+_POLL_S = 0.2
+_SHORTEST_S = 0.001
+
+MakePrompt = Callable[..., Prompt]
+"""``Prompt.create`` with everything but the image's size and the layout."""
+
+Masks = tuple[NDArray[np.float32], NDArray[np.float32]]
+
+
+def server_url(url: str | None) -> str:
+    """``url``, or the environment's ``TRITON_URL``, or ``localhost:8000``."""
+    return url or os.environ.get("TRITON_URL") or DEFAULT_URL
+
+
+def client_options(options: TransportOptions | None, timeout_s: float | None) -> TransportOptions:
+    """``options`` with ``timeout_s``, where one is given, in place of theirs."""
+    options = options or TransportOptions()
+    return options if timeout_s is None else replace(options, timeout_s=timeout_s)
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """What came of prompts about an image of ``original_size`` = (height, width)."""
+
+    prediction: Prediction
+    original_size: tuple[int, int]
+    family: Family
+    preview: Image | None
+
+    def low_res(self) -> Masks:
+        """Logits at the decoder's size and scores, as ``predict`` returns them."""
+        clip = self.family.prompts.mask_clip
+        return clamp(self.prediction.logits, clip), self.prediction.scores
+
+    def segmentation(self) -> Segmentation:
+        """Masks at the size of the image; takes a few milliseconds for each megapixel."""
+        logits, scores = self.low_res()
+        # As the official predictor: from the logits before they are clamped.
+        masks = masks_at(self.prediction.logits, self.original_size, self.family.image)
+        return Segmentation(masks, scores, logits, self.preview)
+
+
+class ClientCore:
+    """The state of a client and the flows of its calls; the other side is a transport."""
+
+    def __init__(
+        self,
+        model_type: str,
+        variant: str | None,
+        max_image_pixels: int,
+        cache: EmbeddingCache | None = None,
+    ) -> None:
+        plain = family(model_type)
+        self.family = plain.named(variant)
+        # Whatever is served under the plain name: which variant that is only the server knows.
+        self._variant = "" if self.family is plain else variant or ""
+        self._max_image_pixels = max_image_pixels
+        # Without a cache nothing is kept; calls at the same time still share an encoding.
+        self._uncached = EmbeddingCache()
+        self._cache = cache or self._uncached
+        self._served: dict[str, Served] = {}
+        self._fingerprint: str | None = None
+        self._image: tuple[Embedding, Image] | None = None  # and its preview
+        self._tickets = itertools.count(1)
+        self._current_ticket = 0
+        self.closed = False
+
+    def close(self) -> bool:
+        """Whether it was open until now."""
+        was_open, self.closed = not self.closed, True
+        self._image = None
+        return was_open
+
+    def current(self) -> Embedding:
+        """The image that is set."""
+        self._refuse_closed()
+        if self._image is None:
+            raise ImageNotSetError("No image is set; call set_image first.")
+        return self._image[0]
+
+    def encode(self, image: ImageSource, timeout_s: float | None = None) -> Flow[Embedding]:
+        embedding, _ = yield from self._encoded(image, timeout_s)
+        return embedding
+
+    def set_image(self, image: ImageSource, timeout_s: float | None = None) -> Flow[None]:
+        ticket = next(self._tickets)
+        embedding, picture = yield from self._encoded(image, timeout_s)
+        shown = yield Work(partial(preview, picture))
+        # Of several at once the one that was asked for last stays, however long each takes.
+        if ticket > self._current_ticket and not self.closed:
+            self._image, self._current_ticket = (embedding, shown), ticket
+
+    def predict(
+        self, make_prompt: MakePrompt, embedding: Embedding | None, timeout_s: float | None
+    ) -> Flow[Masks]:
+        return (yield from self.decode(make_prompt, embedding, timeout_s)).low_res()
+
+    def segment(
+        self, make_prompt: MakePrompt, embedding: Embedding | None, timeout_s: float | None
+    ) -> Flow[Segmentation]:
+        decoded = yield from self.decode(make_prompt, embedding, timeout_s)
+        segmentation: Segmentation = yield Work(decoded.segmentation)
+        return segmentation
+
+    def decode(
+        self, make_prompt: MakePrompt, embedding: Embedding | None, timeout_s: float | None
+    ) -> Flow[Decoded]:
+        embedding = self.chosen(embedding)
+        current, shown = self._image or (None, None)
+        deadline = _deadline(timeout_s)
+        prompt = make_prompt(original_size=embedding.original_size, layout=self.family.prompts)
+        served = yield from self._what_is_served(self.family.decoder.name, deadline)
+        answers = []
+        for call in decode_calls(self.family, embedding, prompt, served):
+            answers.append((yield from self._infer(call, deadline)))
+        prediction = read_prediction(self.family, answers, prompt, served)
+        return Decoded(
+            prediction,
+            embedding.original_size,
+            self.family,
+            shown if embedding is current else None,
+        )
+
+    def is_ready(self) -> Flow[bool]:
+        self._refuse_closed()
+        try:
+            yield from self._check_ready(None)
+        except ServerError as exc:
+            logger.debug("not ready: %s", exc)
+            return False
+        return True
+
+    def wait_until_ready(self, timeout_s: float) -> Flow[None]:
+        self._refuse_closed()
+        end = time.monotonic() + timeout_s
+        while True:
+            try:
+                # A server that hangs must not hold us longer than we were told to wait.
+                yield from self._check_ready(max(end - time.monotonic(), _POLL_S))
+                return
+            except ServerError as exc:
+                if time.monotonic() + _POLL_S >= end:
+                    raise ServerTimeoutError(f"Not ready within {timeout_s:g} s. {exc}") from exc
+            yield Pause(_POLL_S)
+
+    def _encoded(
+        self, image: ImageSource, timeout_s: float | None
+    ) -> Flow[tuple[Embedding, Image]]:
+        """The embedding, new or from the cache, and the picture as a person sees it."""
+        self._refuse_closed()
+        deadline = _deadline(timeout_s)
+        picture, name = yield Work(partial(self._loaded, image))
+        version = yield from self._model_version(deadline)
+        cache = self._uncached if version is None else self._cache
+        key = EmbeddingKey(name, self.family.name, self._variant, version or "")
+        left = _left(deadline)
+        embedding: Embedding = yield Shared(
+            flow=lambda: self._encode(picture, key, deadline),
+            wait=lambda encode: cache.get_or_encode(key, encode, left),
+            wait_async=lambda encode: cache.get_or_encode_async(key, encode, left),
+        )
+        return embedding, picture
+
+    def _encode(self, picture: Image, key: EmbeddingKey, deadline: Deadline) -> Flow[Embedding]:
+        pixels = yield Work(partial(preprocess, picture, self.family.image))
+        served = yield from self._what_is_served(self.family.encoder.name, deadline)
+        call = encode_call(self.family, pixels, served)
+        arrays = yield from self._infer(call, deadline)
+        return read_embedding(self.family, call, arrays, (picture.height, picture.width), key)
+
+    def _model_version(self, deadline: Deadline) -> Flow[str | None]:
+        """What tells the served models from others; ``None`` where it has to be known and isn't."""
+        if not self._cache.keeps:
+            return None
+        if self._fingerprint is None:
+            try:
+                served = yield from self._what_is_served(self.family.decoder.name, deadline)
+                answers = []
+                for call in probe_calls(self.family, served):
+                    answers.append((yield from self._infer(call, deadline)))
+            except ServerError as exc:
+                logger.warning("the cache is left out, since the decoder does not answer: %s", exc)
+                return None
+            self._fingerprint = read_fingerprint(self.family, answers, served)
+        return self._fingerprint
+
+    def _infer(self, call: Call, deadline: Deadline) -> Flow[Arrays]:
+        started = time.perf_counter()
+        left = _left(deadline)
+        try:
+            arrays: Arrays = yield Exchange(lambda transport: transport.infer(call, left))
+        except ServerError:
+            # Another server may stand there by now: ask anew what it serves.
+            self._served.pop(call.model, None)
+            self._fingerprint = None
+            raise
+        logger.debug("%s took %.1f ms", call.model, 1e3 * (time.perf_counter() - started))
+        return arrays
+
+    def _what_is_served(self, model: str, deadline: Deadline) -> Flow[Served]:
+        if model not in self._served:
+            left = _left(deadline)
+            served: Served = yield Exchange(lambda transport: transport.served(model, left))
+            self._served[model] = served
+            return served
+        return self._served[model]
+
+    def _check_ready(self, timeout_s: float | None) -> Flow[None]:
+        names = [model.name for model in self.family.models]
+        yield Exchange(lambda transport: transport.check_ready(names, timeout_s))
+
+    def _loaded(self, image: ImageSource) -> tuple[Image, str]:
+        """The picture and the name of its pixels."""
+        picture = load_image(image, self._max_image_pixels)
+        return picture, digest(picture)
+
+    def chosen(self, embedding: Embedding | None) -> Embedding:
+        """``embedding``, if it is one of this client's, or the image that is set."""
+        if embedding is None:
+            return self.current()
+        self._refuse_closed()
+        if not isinstance(embedding, Embedding):
+            raise InvalidInputError(
+                f"embedding must come from encode(); got {type(embedding).__name__!r}."
+            )
+        if (embedding.family, embedding.variant) != (self.family.name, self._variant):
+            raise InvalidInputError(
+                f"This client's decoder is {self.family.decoder.name!r}; the embedding is one of "
+                f"model_type {embedding.family!r}, variant {embedding.variant or None!r}."
+            )
+        return embedding
+
+    def _refuse_closed(self) -> None:
+        if self.closed:
+            raise ClientClosedError("This client is closed; make a new one.")
+
+
+def _deadline(timeout_s: float | None) -> Deadline:
+    if timeout_s is not None:
+        check_timeout(timeout_s)
+    return Deadline(timeout_s)
+
+
+def _left(deadline: Deadline) -> float | None:
+    """Never too little to ask with: the transport knows how to say that the time is over."""
+    try:
+        left = deadline.left()
+    except TimeoutError:
+        return _SHORTEST_S
+    return left
