@@ -30,7 +30,7 @@ def load_failures(log: str) -> dict[str, str]:
     for pattern in _LOAD_FAILURES:
         for match in pattern.finditer(log):
             cause = match["cause"].replace("\\n", "\n").replace('\\"', '"')
-            failures[match["name"]] = _WRAPPING.sub("", cause).strip()
+            failures[match["name"]] = unwrapped(cause)
     syntax = _SYNTAX.findall(log)
     if syntax:
         failures = {
@@ -38,6 +38,11 @@ def load_failures(log: str) -> dict[str, str]:
             for name, cause in failures.items()
         }
     return failures
+
+
+def unwrapped(cause: str) -> str:
+    """``cause`` without the names of exceptions before it and the place in our backend after it."""
+    return _WRAPPING.sub("", cause).strip()
 
 
 def lost_port(log: str) -> int | None:

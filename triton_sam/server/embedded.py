@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from ..errors import EmbeddedServerError, PortInUseError
+from .control import check_key, check_mode, control_flags, restriction_flags
 from .diagnosis import explain, lost_port
 from .install import Installation, ensure_installed
 from .models import Models, find_models
@@ -44,6 +45,8 @@ class EmbeddedServer:
     free one. ``startup_timeout_s``: how long loading the models may take. ``threads``: how many
     threads one inference uses, by default one for each processor core. ``log_file``: where to
     append the server's log. ``quiet``: no progress bar while the server is installed.
+    ``model_control``: ``"explicit"`` lets whoever knows ``admin_key`` load models anew
+    (:func:`triton_sam.admin.reload`); with a key the administrative endpoints refuse all others.
 
     The first start installs the server (:func:`triton_sam.server.install.ensure_installed`).
     Ending the server, or the calling process in whatever way, leaves no process, no shared
@@ -63,7 +66,12 @@ class EmbeddedServer:
         log_file: str | os.PathLike[str] | None = None,
         home: str | os.PathLike[str] | None = None,
         quiet: bool = False,
+        model_control: str = "none",
+        admin_key: str | None = None,
     ) -> None:
+        check_mode(model_control, admin_key)
+        self._model_control = model_control
+        self._admin_key = None if admin_key is None else check_key(admin_key)
         self._repository = Path(repository)
         self._host = resolve(host)
         self._requested = (http_port, grpc_port, metrics_port)
@@ -189,9 +197,20 @@ class EmbeddedServer:
             folder.remove()
             raise
         command = server_command(installation.tritonserver, folder, self._host, self._ports)
+        command += self._repository_flags(folder, models)
         self._stopping = False
         self._run = run
         run.start(installation.python, command, environment(installation, folder, self._threads))
+
+    def _repository_flags(self, folder: RunFolder, models: Models) -> list[str]:
+        # Models that are put there later can be loaded too, which a folder of links would hide.
+        served = models.root if self._model_control == "explicit" else folder.models
+        restrictions = restriction_flags(self._admin_key) if self._admin_key else []
+        return [
+            f"--model-repository={served}",
+            *control_flags(self._model_control, models.names),
+            *restrictions,
+        ]
 
     def _await_ready(self, names: Sequence[str]) -> None:
         run = self._started()
@@ -230,14 +249,12 @@ def _unexpected_end(code: int) -> str:
 def server_command(
     tritonserver: Path, folder: RunFolder, host: str, ports: tuple[int, int, int]
 ) -> list[str]:
-    """The command line of the server."""
+    """The command line of the server, but for what it serves and to whom."""
     http_port, grpc_port, metrics_port = ports
     return [
         str(tritonserver),
-        f"--model-repository={folder.models}",
         f"--backend-directory={folder.backends}",
         f"--backend-config=python,shm-region-prefix-name={shm_prefix(folder.path.name)}",
-        "--model-control-mode=none",
         "--disable-auto-complete-config",
         "--exit-on-error=true",
         f"--exit-timeout-secs={_EXIT_TIMEOUT_S}",
