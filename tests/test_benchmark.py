@@ -1,0 +1,271 @@
+"""The commands: on a stub whose latencies are known, and on a real server."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from io import BytesIO
+from pathlib import Path
+
+import measure_performance
+import numpy as np
+import pytest
+import stub_triton
+from conftest import Exported
+from PIL import Image
+
+from triton_sam import cli
+from triton_sam.benchmark import document, plots, report, table
+from triton_sam.benchmark.measure import Plan, interleave
+from triton_sam.benchmark.record import Record, Series, read_record
+from triton_sam.benchmark.references import ONNXRUNTIME, PYTORCH
+from triton_sam.benchmark.server_stats import Watch, open_statistics
+from triton_sam.benchmark.statistics import percentiles
+from triton_sam.protocol import Call
+from triton_sam.server import EmbeddedServer
+from triton_sam.transport import Transport, open_transport
+
+SMALL = ["--megapixels", "0.05", "--prompts", "1", "--masks", "1"]
+
+
+def run(what: str, output: Path, *arguments: str) -> Record:
+    assert cli.main(["benchmark", what, "-o", str(output), *SMALL, *arguments]) == 0
+    return read_record(output / "benchmark.json")
+
+
+class Ask:
+    """A small request: what the stub waits is nearly all that there is to measure."""
+
+    def __init__(self, transport: Transport, watch: Watch) -> None:
+        self._transport = transport
+        self._watch = watch
+        points = {"point_coords": np.zeros((1, 1, 2), np.float32)}
+        self._call = Call("sam2_decoder", points, ("iou_predictions",))
+
+    def prepare(self, turn: int) -> None:
+        self._watch.start()
+
+    def run(self) -> None:
+        self._transport.infer(self._call)
+
+    def finish(self) -> Mapping[str, float]:
+        return self._watch.stop().seconds()
+
+
+def test_percentiles_are_those_that_the_server_was_told() -> None:
+    # In steps, so that one answer that comes late on a busy machine changes no percentile.
+    latencies = [*[150] * 40, *[190] * 6, *[260] * 2, *[360] * 2]
+    random.Random(0).shuffle(latencies)
+    plan = Plan(precision=0, warmup=0, max_rounds=len(latencies), pause_s=0)
+    with (
+        stub_triton.running(latencies) as url,
+        closing(open_transport(url)) as transport,
+        closing(Watch(open_statistics(url), "sam2")) as watch,
+    ):
+        samples = interleave({"ask": Ask(transport, watch)}, plan)["ask"]
+    found = Series("click", "", "", "subject", samples.seconds, True).percentiles
+    told = percentiles([value / 1e3 for value in latencies])
+    # A busy machine keeps the stub itself waiting, which it says.
+    given = percentiles([details["request"] for details in samples.details])
+    assert given["p50"] == pytest.approx(told["p50"], rel=0.02)
+    for name, value in given.items():
+        assert value >= 0.999 * told[name]
+        assert found[name] == pytest.approx(value, rel=0.02), name
+
+
+@pytest.fixture(scope="module")
+def clicked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """``benchmark click`` on the same stub twice, and on one that is a tenth slower."""
+    found = {}
+    for name, latency in (("one", 100), ("two", 100), ("slow", 110)):
+        found[name] = tmp_path_factory.mktemp(name)
+        with stub_triton.running([latency]) as url:
+            options = ["--url", url, "--budget", "7", "--references", "none", "--precision", "1"]
+            run("click", found[name], *options)
+    return {name: folder / "benchmark.json" for name, folder in found.items()}
+
+
+def test_two_runs_of_the_same_agree(
+    clicked: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["benchmark", "compare", str(clicked["one"]), str(clicked["two"])]) == 0
+    assert "0 slower, 0 faster, 2 the same." in capsys.readouterr().out
+
+
+def test_a_server_that_is_a_tenth_slower_is_reported(
+    clicked: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["benchmark", "compare", str(clicked["one"]), str(clicked["slow"])]) == 3
+    assert "2 slower, 0 faster, 0 the same." in capsys.readouterr().out
+    assert cli.main(["benchmark", "compare", str(clicked["slow"]), str(clicked["one"])]) == 0
+    assert "0 slower, 2 faster, 0 the same." in capsys.readouterr().out
+
+
+def test_a_click_on_the_stub_is_split_as_the_stub_counts_it(clicked: dict[str, Path]) -> None:
+    series = read_record(clicked["one"]).of("click")["1 prompt, logits"][0]
+    assert series.subject == "client, HTTP, embedding inline"
+    assert 0.100 <= series.median.value < 0.120
+    assert series.stages["compute"] == pytest.approx(0.100, rel=0.03)
+    assert sum(series.stages.values()) == pytest.approx(series.median.value, rel=0.1)
+    assert series.overhead_s == pytest.approx(series.median.value - 0.100, abs=0.003)
+    assert series.wire is not None
+    # One embedding, and what HTTP and JSON say about it; one mask, its score.
+    assert 0 < series.wire["up"] - 4 * 256 * 64 * 64 < 2000
+    assert 0 < series.wire["down"] - 4 * (256 * 256 + 1) < 2000
+
+
+@pytest.fixture(scope="module")
+def everything(
+    server: EmbeddedServer, exported: Exported, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """``benchmark all`` on a real server, as short as it gets."""
+    folder = tmp_path_factory.mktemp("all")
+    options = ["--url", server.url, "--repository", str(exported.repository)]
+    run("all", folder, *options, "--budget", "8", "--clients", "2")
+    return folder
+
+
+def test_all_measures_everything_beside_its_references(everything: Path) -> None:
+    record = read_record(everything / "benchmark.json")
+    served = "client, gRPC, embedding inline"
+    assert {series.benchmark for series in record.series} == {
+        "encode",
+        "click",
+        "pipeline",
+        "hover",
+        "throughput",
+    }
+    for benchmark in ("encode", "pipeline"):
+        for rivals in record.of(benchmark).values():
+            assert [series.subject for series in rivals] == [served, ONNXRUNTIME, PYTORCH]
+    click = record.of("click")["1 prompt, logits"]
+    assert [series.subject for series in click] == [served, ONNXRUNTIME]
+    assert click[0].wire is not None
+    embedding = 4 * (256 * 64 * 64 + 32 * 256 * 256 + 64 * 128 * 128)
+    assert 0 < click[0].wire["up"] - embedding < 0.01 * embedding
+    assert list(click[0].stages) == [
+        *("client", "wire", "queue", "input", "compute", "output", "server, other")
+    ]
+    assert list(click[1].stages) == ["client", "compute"]
+    hover = record.hovering[0]
+    assert hover.answered + hover.cancelled + hover.dropped == hover.events
+    assert hover.executed is not None  # what was dropped may have been run before that
+    assert hover.answered <= hover.executed <= hover.answered + hover.dropped
+    assert {(one.subject, one.clients) for one in record.throughput} == {
+        (name, clients) for name in (served, ONNXRUNTIME) for clients in (1, 2)
+    }
+    assert all(one.rate > 0 and one.failures == 0 for one in record.throughput)
+    assert set(record.cold_start) >= {"first set_image", "first click"}
+    assert [work["model"] for work in record.limits["models"]] == ["sam2_encoder", "sam2_decoder"]
+    assert record.server["variant"] == "demo"
+    assert record.command[0] == "triton-sam"
+
+
+def test_pictures_and_the_report_are_there_and_whole(everything: Path) -> None:
+    pictures = sorted(path.stem for path in everything.glob("*.png"))
+    latencies = [f"{name}-latency" for name in ("click", "encode", "hover", "pipeline")]
+    assert pictures == [*latencies, "stages", "throughput"]
+    for path in everything.glob("*.png"):
+        with Image.open(path) as picture:
+            assert min(picture.size) > 400
+            assert len(set(picture.convert("P").tobytes())) > 5
+    html = (everything / "report.html").read_text()
+    assert html.count("data:image/png;base64,") == len(pictures)
+    assert re.findall(r'(?:src|href)="(?!data:)', html) == []
+    record = read_record(everything / "benchmark.json")
+    for series in record.series:
+        assert series.workload in html or series.benchmark == "throughput"
+    assert "GFLOP" in html and "What the client does meanwhile" in html
+
+
+def test_the_table_and_the_page_say_the_recorded_numbers(everything: Path, tmp_path: Path) -> None:
+    stored = everything / "benchmark.json"
+    record = read_record(stored)
+    page = tmp_path / "performance.md"
+    assert cli.main(["benchmark", "document", str(stored), "-o", str(page)]) == 0
+    text, markdown = table.render(record), page.read_text()
+    for series in record.series:
+        if series.benchmark != "throughput":
+            for value in series.percentiles.values():
+                assert table.ms(value) in text and table.ms(value) in markdown
+    assert "Stored in `benchmark.json`" in markdown
+    assert record.machine["processor"] in markdown
+    assert markdown == document.render([(stored, record)])
+
+
+def test_notes_say_what_could_not_be_measured(clicked: dict[str, Path]) -> None:
+    notes = " ".join(read_record(clicked["one"]).notes)
+    assert "perf_analyzer is not installed" in notes
+    assert "No limits: model_repository/sam2_encoder/1/model.onnx is not there" in notes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["click", "--url", "localhost:1", "--embedded"], 1, "--embedded starts one"),
+        (["click", "--megapixels", "1,x"], 2, "expected a number from 0.01 to 80, not 'x'"),
+        (["click", "--references", "tensorrt"], 2, "onnxruntime, pytorch, inline"),
+        (["throughput", "--clients", "0"], 2, "expected a whole number from 1 to 256"),
+        (["compare", "no.json", "no.json"], 1, "No such file or directory: no.json"),
+        (["click", "--embedded", "--repository", "none"], 1, "none"),
+    ],
+)
+def test_wrong_command_lines(
+    arguments: list[str], status: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        ended = cli.main(["benchmark", *arguments])
+    except SystemExit as exc:
+        ended = int(str(exc.code))
+    error = capsys.readouterr().err
+    assert ended == status
+    assert message in error.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "has the schema None"),
+        (json.dumps({"schema": "triton-sam/benchmark/0"}), "has the schema 'triton-sam/bench"),
+    ],
+)
+def test_files_that_are_no_record(
+    content: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(content)
+    assert cli.main(["benchmark", "compare", str(path), str(path)]) == 1
+    assert message in capsys.readouterr().err
+
+
+def record_with(series: Sequence[Series]) -> Record:
+    where = {"processor": "P", "cores": 2, "memory_gib": 4, "gpus": [], "busy": 0.5}
+    server = {"family": "sam2", "title": "SAM <2>", "variant": None, "address": "a"}
+    return Record(["triton-sam"], "2026-01-01", where, {}, server, {}, series=list(series))
+
+
+def test_a_report_escapes_what_it_shows() -> None:
+    series = Series("click", "<b>", "client", "subject", [0.1] * 9, True)
+    html = report.render(record_with([series]), {})
+    assert "&lt;b&gt;" in html and "<b></h3>" not in html and "SAM &lt;2&gt;" in html
+
+
+def test_pictures_of_few_and_equal_times() -> None:
+    series = [Series("click", "w", name, "subject", [0.1], True) for name in ("a", "b")]
+    for data in plots.draw(record_with(series)).values():
+        Image.open(BytesIO(data)).verify()
+
+
+def test_the_stored_page_is_made_of_the_stored_records(tmp_path: Path) -> None:
+    docs = Path(__file__).parent.parent / "docs"
+    stored = sorted((docs / "benchmarks").glob("*.json"))
+    page = docs / "performance.md"
+    assert page.exists() == bool(stored)
+    if stored:
+        (tmp_path / "benchmarks").symlink_to(docs / "benchmarks")
+        measure_performance.write_page(tmp_path)
+        assert (tmp_path / "performance.md").read_text() == page.read_text()

@@ -1,0 +1,139 @@
+"""Percentiles, intervals and comparisons, against what is known of the samples."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from triton_sam.benchmark.compare import Change, circumstances, compare, render, slower
+from triton_sam.benchmark.record import Record, Series
+from triton_sam.benchmark.statistics import (
+    autocorrelation,
+    bootstrap,
+    median_interval,
+    percentiles,
+)
+
+
+def drifting(count: int, correlation: float, generator: np.random.Generator) -> NDArray[np.float64]:
+    """An autoregressive series of variance 1."""
+    steps = generator.normal(size=count) * math.sqrt(1 - correlation**2)
+    values = np.empty(count)
+    values[0] = generator.normal()
+    for index in range(1, count):
+        values[index] = correlation * values[index - 1] + steps[index]
+    return values
+
+
+def test_percentiles_of_known_values() -> None:
+    found = percentiles(range(101))
+    assert found == {"p50": 50, "p90": 90, "p95": 95, "p99": 99}
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.6])
+def test_the_interval_holds_the_median_as_often_as_it_says(correlation: float) -> None:
+    generator = np.random.default_rng(1)
+    hits = 0
+    for _ in range(400):
+        found = median_interval(list(10 + drifting(80, correlation, generator)))
+        hits += found.low <= 10 <= found.high
+    assert 0.92 <= hits / 400 <= 0.99
+
+
+def test_the_interval_of_known_values() -> None:
+    found = median_interval(np.random.default_rng(0).permutation(100).tolist())
+    assert found.value == 49.5
+    assert 38 <= found.low <= 41 and 58 <= found.high <= 61
+
+
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_few_values_have_an_open_interval(count: int) -> None:
+    assert median_interval([1.0] * count).half_width == math.inf
+
+
+def test_autocorrelation_of_drift_and_of_none() -> None:
+    generator = np.random.default_rng(2)
+    assert autocorrelation(drifting(4000, 0.7, generator)) == pytest.approx(0.7, abs=0.05)
+    assert autocorrelation(generator.random(4000)) == pytest.approx(0, abs=0.05)
+    assert autocorrelation(np.ones(10)) == 0
+
+
+def test_the_block_bootstrap_knows_what_drift_does_to_a_mean() -> None:
+    generator = np.random.default_rng(3)
+    values = drifting(2000, 0.7, generator)
+    spread = float(np.std(bootstrap([values], lambda rows: rows.mean(axis=-1))))
+    expected = math.sqrt((1 + 0.7) / (1 - 0.7) / len(values))
+    assert spread == pytest.approx(expected, rel=0.2)
+
+
+def record_of(*series: Series) -> Record:
+    return Record([], "", {}, {}, {"family": "sam2"}, {}, series=list(series))
+
+
+def run_of(seed: int, factor: float = 1.0, machine: float = 1.0) -> Record:
+    """A run as they are: skewed times, drift that meets all alike, outliers of three times."""
+    generator = np.random.default_rng(seed)
+    drift = np.exp(0.03 * drifting(150, 0.9, generator))
+
+    def times(median: float) -> list[float]:
+        own = np.exp(0.06 * generator.normal(size=150))
+        outliers = np.where(generator.random(150) < 0.03, 3.0, 1.0)
+        return list(machine * median * drift * own * outliers)
+
+    subject = Series("click", "1 prompt", "client", "subject", times(0.03 * factor), True)
+    reference = Series("click", "1 prompt", "in process", "reference", times(0.02), True)
+    return record_of(subject, reference)
+
+
+def verdict(changes: list[Change]) -> str:
+    return next(change.verdict for change in changes if change.after.role == "subject")
+
+
+def test_runs_without_a_change_agree() -> None:
+    verdicts = [verdict(compare(run_of(2 * i), run_of(2 * i + 1))) for i in range(60)]
+    assert verdicts.count("same") >= 59
+
+
+@pytest.mark.parametrize(("factor", "expected"), [(1.10, "slower"), (1 / 1.10, "faster")])
+def test_a_tenth_is_seen(factor: float, expected: str) -> None:
+    verdicts = [verdict(compare(run_of(2 * i), run_of(2 * i + 1, factor))) for i in range(60)]
+    assert verdicts.count(expected) >= 57
+
+
+def test_a_slower_machine_is_no_slower_build() -> None:
+    changes = compare(run_of(1), run_of(2, machine=1.25))
+    assert verdict(changes) == "same" and slower(changes) == []
+    text = render(changes)
+    assert "The machine or its load changed too: in process moved" in text
+    slow = compare(run_of(1), run_of(2, factor=1.1, machine=1.25))
+    assert [change.after.subject for change in slower(slow)] == ["client"]
+    assert slower(slow)[0].ratio == pytest.approx(1.1, rel=0.03)
+
+
+def test_what_else_differs_is_said() -> None:
+    one = replace(run_of(1), machine={"cores": 2}, versions={"numpy": "1"}, settings={"masks": 1})
+    other = replace(one, machine={"cores": 4}, versions={"numpy": "1", "torch": "2"})
+    assert circumstances(one, one) == []
+    assert circumstances(one, other) == [
+        "cores: 2 before, 4 after",
+        "torch: None before, 2 after",
+    ]
+
+
+def test_few_samples_do_not_tell() -> None:
+    def short(record: Record) -> Record:
+        return replace(record, series=[replace(s, seconds=s.seconds[:5]) for s in record.series])
+
+    changes = compare(short(run_of(1)), short(run_of(2, 2.0)))
+    assert {change.verdict for change in changes} == {"too few"}
+    assert "1 with too few samples to tell" in render(changes)
+
+
+def test_series_that_only_one_record_has_are_left_out() -> None:
+    before, after = run_of(1), run_of(2)
+    renamed = [replace(series, workload="2 prompts") for series in after.series]
+    assert compare(before, replace(after, series=renamed)) == []

@@ -1,0 +1,110 @@
+"""``encode``, ``click`` and ``pipeline``: one operation after the other, as one user does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+
+from .measure import Operation, interleave
+from .operations import Click, Encode, Pipeline
+from .profile import profile
+from .record import series_of
+from .run import Run
+from .subjects import Subject, Which, served
+from .wire import Bytes, counting
+
+# Of the time of a case, for counting bytes and for the profile; and the most turns of each.
+_ASIDE = 0.2
+_TURNS = 10
+
+
+@dataclass(frozen=True)
+class Case:
+    """One workload: its title, how a subject does it, and which subjects can."""
+
+    benchmark: str
+    title: str
+    make: Callable[[Subject], Operation]
+    subjects: Sequence[Subject]
+
+
+def encode(run: Run) -> Iterator[Case]:
+    """A photo of each size."""
+    for megapixels in run.workload.megapixels:
+        source = run.workload.source(megapixels)
+        yield Case("encode", source.photo.title, partial(Encode, source=source), run.subjects)
+
+
+def click(run: Run) -> Iterator[Case]:
+    """Prompts about an image that is set: low-resolution logits, then masks at image size."""
+    source = run.workload.source()
+    for count in run.workload.prompts:
+        make = partial(Click, source=source, prompts=count)
+        yield Case("click", f"{_several(count, 'prompt')}, logits", make, run.low_resolution)
+    make = partial(Click, source=source, full_size=True)
+    yield Case("click", f"1 prompt, mask at {source.photo.title}", make, run.subjects)
+
+
+def pipeline(run: Run) -> Iterator[Case]:
+    """A photo and its clicks."""
+    source = run.workload.source()
+    for masks in run.workload.masks:
+        make = partial(Pipeline, source=source, masks=masks)
+        yield Case("pipeline", f"1 image + {_several(masks, 'mask')}", make, run.subjects)
+
+
+def _several(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def measure(run: Run, budget_s: float, cases: Callable[[Run], Iterator[Case]]) -> None:
+    """Time every case and put its series, bytes and profile into the record."""
+    listed = list(cases(run))
+    for case in listed:
+        _measure(run, case, budget_s / len(listed))
+
+
+def _measure(run: Run, case: Case, budget_s: float) -> None:
+    what = f"{case.benchmark}: {case.title}"
+    run.say(what, 0)
+    operations = {subject.name: case.make(subject) for subject in case.subjects}
+    samples = interleave(
+        operations,
+        replace(run.plan, budget_s=budget_s * (1 - _ASIDE)),
+        lambda turn, spent: run.say(what, spent / budget_s),
+    )
+    slowest = max(max(found.seconds) for found in samples.values())
+    turns = min(max(int(budget_s * _ASIDE / 4 / slowest), 1), _TURNS)
+    for subject in case.subjects:
+        found = series_of(
+            case.benchmark, case.title, subject, samples[subject.name], run.plan.precision
+        )
+        wire = _count_bytes(case, subject, run.which, turns)
+        run.record.series.append(replace(found, wire=wire))
+    lines = profile(operations[case.subjects[0].name], turns)
+    run.record.profiles[what] = [asdict(line) for line in lines]
+    run.say(what, 1)
+
+
+def _count_bytes(case: Case, subject: Subject, which: Which, turns: int) -> dict[str, int] | None:
+    """Bytes of one operation, on a connection of its own; ``None`` where there is no wire."""
+    if subject.url is None:
+        return None
+    with counting(subject.url) as proxy:
+        if proxy is None:
+            return None
+        with served(proxy.url, which) as counted:
+            operation = case.make(counted)
+            _once(operation, 0)  # opens the connection and asks for the models' descriptions
+            before = proxy.total
+            for turn in range(1, 1 + turns):
+                _once(operation, turn)
+            passed = proxy.total - before
+    return asdict(Bytes(passed.up // turns, passed.down // turns))
+
+
+def _once(operation: Operation, turn: int) -> None:
+    operation.prepare(turn)
+    operation.run()
+    operation.finish()

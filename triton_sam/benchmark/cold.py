@@ -1,0 +1,35 @@
+"""Cold start: from nothing to the first mask."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from ..client import SAM2TritonClient
+from ..server import EmbeddedServer
+from .operations import Source
+from .subjects import Which
+
+
+def cold_start(url: str, which: Which, source: Source) -> dict[str, float]:
+    """Seconds of a new client's first steps on a server that runs: first photo, click, second."""
+    file, other = source.file(-900), source.file(-901)
+    first, second = source.clicks(1, -900), source.clicks(1, -901)
+    steps: dict[str, float] = {}
+    with SAM2TritonClient(url, which.model_type, variant=which.variant) as client:
+        steps["first set_image"] = _seconds(lambda: client.set_image(file))
+        steps["first click"] = _seconds(lambda: client.predict(first.points, first.labels))
+        steps["second set_image"] = _seconds(lambda: client.set_image(other))
+        steps["second click"] = _seconds(lambda: client.predict(second.points, second.labels))
+    return steps
+
+
+def start_timed(server: EmbeddedServer) -> float:
+    """Start ``server``; the seconds until every model was ready."""
+    return _seconds(server.start)
+
+
+def _seconds(action: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    action()
+    return time.perf_counter() - started

@@ -1,0 +1,98 @@
+"""What one timed run does: encode a photo, click, or both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from .subjects import Subject
+from .workloads import Clicks, Photo, clicks
+
+
+class Source:
+    """The photo of each round as a file, made once for all that are measured with it."""
+
+    def __init__(self, photo: Photo) -> None:
+        self.photo = photo
+        self._turn: int | None = None
+        self._data = b""
+
+    def file(self, turn: int) -> bytes:
+        """The bytes of a JPEG file that no other round has."""
+        if turn != self._turn:
+            self._turn, self._data = turn, self.photo.jpeg(turn)
+        return self._data
+
+    def clicks(self, count: int, turn: int) -> Clicks:
+        """``count`` prompts of one click each for round ``turn``."""
+        return clicks(count, self.photo.image.size, turn)
+
+
+class Encode:
+    """``set_image`` of a JPEG file: decode, resize, send, encode."""
+
+    def __init__(self, subject: Subject, source: Source) -> None:
+        self._subject = subject
+        self._source = source
+        self._file = b""
+
+    def prepare(self, turn: int) -> None:
+        self._file = self._source.file(turn)
+        self._subject.start()
+
+    def run(self) -> None:
+        self._subject.segmenter.set_image(self._file)
+
+    def finish(self) -> Mapping[str, float]:
+        return self._subject.stages()
+
+
+class Click:
+    """One call with ``prompts`` prompts about an image that is set already.
+
+    ``full_size``: ask for masks at the size of the image and not for the low-resolution logits.
+    """
+
+    def __init__(
+        self, subject: Subject, source: Source, prompts: int = 1, full_size: bool = False
+    ) -> None:
+        self._subject = subject
+        self._source = source
+        self._prompts = prompts
+        segmenter = subject.segmenter
+        self._call = segmenter.segment if full_size else segmenter.predict
+        self._clicks = source.clicks(prompts, 0)
+        segmenter.set_image(source.file(0))
+
+    def prepare(self, turn: int) -> None:
+        self._clicks = self._source.clicks(self._prompts, turn)
+        self._subject.start()
+
+    def run(self) -> None:
+        self._call(self._clicks.points, self._clicks.labels)
+
+    def finish(self) -> Mapping[str, float]:
+        return self._subject.stages()
+
+
+class Pipeline:
+    """A photo, then ``masks`` clicks one after the other, each with its mask at image size."""
+
+    def __init__(self, subject: Subject, source: Source, masks: int = 1) -> None:
+        self._subject = subject
+        self._source = source
+        self._masks = masks
+        self._file = b""
+        self._clicks: list[Clicks] = []
+
+    def prepare(self, turn: int) -> None:
+        self._file = self._source.file(turn)
+        self._clicks = [self._source.clicks(1, turn * self._masks + i) for i in range(self._masks)]
+        self._subject.start()
+
+    def run(self) -> None:
+        self._subject.segmenter.set_image(self._file)
+        for click in self._clicks:
+            self._subject.segmenter.segment(click.points, click.labels)
+
+    def finish(self) -> Mapping[str, float]:
+        return self._subject.stages()

@@ -1,0 +1,144 @@
+"""What the served path is held against in the same run."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import InvalidInputError, SamError
+from ..images import ImageSource, load_image
+from ..repository import read_manifest
+from ..specs import Family
+from .server_stats import Watch
+from .subjects import Subject, Which, open_client, served
+
+ONNXRUNTIME = "ONNX Runtime, in process"
+PYTORCH = "official PyTorch predictor"
+NAMES = ("onnxruntime", "pytorch", "inline")
+
+_log = logging.getLogger(__name__)
+
+
+class Unavailable(SamError):
+    """A reference that cannot be had here; the message says why."""
+
+
+def model_files(root: Path, family: Family) -> dict[str, Path]:
+    """The ONNX file of each model of ``family``. Raises :class:`Unavailable` without them."""
+    files = {model.name: root / model.name / "1" / model.file for model in family.models}
+    missing = [str(path) for path in files.values() if not path.is_file()]
+    if missing:
+        raise Unavailable(f"{missing[0]} is not there; name the repository with --repository.")
+    return files
+
+
+@contextmanager
+def onnxruntime(root: Path, which: Which) -> Iterator[Subject]:
+    """The same client over the same files in this process, without a server."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise Unavailable("onnxruntime is not installed: pip install 'triton-sam[benchmark]'.")
+    from ..export.parity import OnnxRuntimeTransport
+
+    transport = OnnxRuntimeTransport(model_files(root, which.family))
+    client, timed = open_client(which, transport)
+    with client:
+        yield Subject(ONNXRUNTIME, "reference", client, timed)
+
+
+@contextmanager
+def pytorch(root: Path, which: Which, checkpoint: Path | None = None) -> Iterator[Subject]:
+    """Meta's predictor with the pair's own weights, or those of ``checkpoint``."""
+    if importlib.util.find_spec("torch") is None:
+        raise Unavailable("torch is not installed: pip install 'triton-sam[export]'.")
+    predictor = OfficialPredictor(root, which, checkpoint)
+    yield Subject(PYTORCH, "reference", predictor, full_size_only=True)
+
+
+class OfficialPredictor:
+    """The official image predictor behind the client's methods."""
+
+    def __init__(self, root: Path, which: Which, checkpoint: Path | None) -> None:
+        self._predictor = _build_predictor(root, which, checkpoint)
+
+    def set_image(self, image: ImageSource) -> None:
+        """Decode and encode; the predictor takes an RGB array."""
+        self._predictor.set_image(np.array(load_image(image)))
+
+    def predict(self, point_coords: Any, point_labels: Any) -> Any:
+        """Masks at image size and low-resolution logits: the predictor gives both, always."""
+        return self._predictor.predict(
+            np.asarray(point_coords), np.asarray(point_labels), multimask_output=False
+        )
+
+    segment = predict
+
+    def close(self) -> None:
+        """Let the model go."""
+        self._predictor = None
+
+
+def _build_predictor(root: Path, which: Which, checkpoint: Path | None) -> Any:
+    family = which.family
+    manifest = read_manifest(root, family.encoder.name) or {}
+    cfg = manifest.get("model_cfg") or family.variant(which.variant).model_cfg
+    try:
+        from ..export.wrappers import WRAPPERS
+    except ImportError as exc:
+        raise Unavailable(f"{exc}: pip install 'triton-sam[export]'.") from exc
+    if family.name not in WRAPPERS:
+        raise Unavailable(f"there is no exporter for {family.title} yet.")
+    wrapper = WRAPPERS[family.name]
+    with tempfile.TemporaryDirectory() as folder:
+        weights = checkpoint or _weights_of_pair(root, family, cfg, Path(folder) / "pair.pt")
+        return wrapper.predictor(wrapper.build_model(cfg, weights))
+
+
+def _weights_of_pair(root: Path, family: Family, cfg: str, path: Path) -> Path:
+    from ..export import checkpoints
+
+    files = model_files(root, family)
+    encoder, decoder = files[family.encoder.name], files[family.decoder.name]
+    try:
+        return checkpoints.checkpoint_from_pair(encoder, decoder, cfg, path)
+    except (RuntimeError, KeyError, ValueError, InvalidInputError) as exc:
+        raise Unavailable(
+            f"the pair's weights cannot be read back ({exc}); name them with --checkpoint."
+        ) from exc
+
+
+@contextmanager
+def open_references(
+    names: Sequence[str],
+    which: Which,
+    root: Path,
+    other_urls: Sequence[str],
+    watch: Watch | None,
+    checkpoint: Path | None = None,
+) -> Iterator[tuple[list[Subject], list[str]]]:
+    """The references that can be had, and for each of the others a line that says why not.
+
+    ``names``: of :data:`NAMES`. ``other_urls``: other addresses of the same server, for the pair
+    with inline embeddings. ``root``: the repository with the models that the server has.
+    """
+    makers: dict[str, list[Any]] = {
+        "onnxruntime": [lambda: onnxruntime(root, which)],
+        "pytorch": [lambda: pytorch(root, which, checkpoint)],
+        "inline": [lambda u=u: served(u, which, watch, "reference") for u in other_urls],
+    }
+    found, reasons = [], []
+    with ExitStack() as stack:
+        for name in names:
+            for make in makers[name]:
+                try:
+                    found.append(stack.enter_context(make()))
+                except Unavailable as exc:
+                    reasons.append(f"No reference {name}: {exc}")
+                    _log.info(reasons[-1])
+        yield found, reasons

@@ -1,0 +1,214 @@
+"""A whole run: server and references opened, benchmarks run, the record filled."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..errors import ServerError
+from ..repository import read_manifest
+from ..server import EmbeddedServer
+from ..specs import Family
+from ..transport import open_transport
+from . import closed_loop, hovering, machine, throughput
+from .cold import cold_start, start_timed
+from .gpu import GpuSampler
+from .limits import measure_work
+from .measure import Plan
+from .perf_analyzer import cross_check
+from .record import Record
+from .references import Unavailable, model_files, open_references
+from .run import OnProgress, Run, Workload
+from .server_stats import Watch, open_statistics
+from .subjects import OPTIONS, Which, served, served_name
+
+# Each benchmark and its share of the time of `all`.
+BENCHMARKS: Mapping[str, tuple[Callable[[Run, float], None], float]] = {
+    "encode": (partial(closed_loop.measure, cases=closed_loop.encode), 0.25),
+    "click": (partial(closed_loop.measure, cases=closed_loop.click), 0.25),
+    "pipeline": (partial(closed_loop.measure, cases=closed_loop.pipeline), 0.17),
+    "hover": (hovering.measure, 0.11),
+    "throughput": (throughput.measure, 0.22),
+}
+_PERF_ANALYZER_S = 6.0
+_BUSY = 0.5  # of its cores
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is measured.
+
+    ``which``: the models. ``url``: the server's address; ``None`` starts an embedded one on
+    ``repository``, which is then reached over ``protocol``, http or grpc. ``repository``: also
+    where the references find the model files. ``checkpoint``: weights for the PyTorch reference.
+    ``references``: their names. ``note``: a line for the record.
+    """
+
+    which: Which
+    repository: Path
+    url: str | None = None
+    protocol: str = "grpc"
+    checkpoint: Path | None = None
+    references: tuple[str, ...] = ()
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class _Server:
+    """A server that runs: the address that is measured, its others, and how it started."""
+
+    url: str
+    others: tuple[str, ...]
+    start_s: float | None
+
+
+def measure(
+    target: Target,
+    benchmarks: Sequence[str],
+    workload: Workload,
+    plan: Plan,
+    command: Sequence[str],
+    say: OnProgress = lambda what, share: None,
+) -> Record:
+    """Run ``benchmarks`` on ``target`` in about ``plan.budget_s`` seconds altogether.
+
+    ``command``: what was typed, for the record. Raises a :class:`ServerError` when the server
+    cannot be reached, or an :class:`EmbeddedServerError`.
+    """
+    begun = time.perf_counter()
+    family = target.which.family  # says first whether there is such a variant
+    record = _new_record(target, workload, plan, command)
+    busy = machine.Busy()
+    with ExitStack() as stack:
+        server = stack.enter_context(_open_server(target))
+        with closing(open_transport(server.url, OPTIONS)) as transport:
+            transport.check_ready([model.name for model in family.models])
+        watch = stack.enter_context(_watch(server, family, record.notes))
+        record.server.update(_describe_server(server, target))
+        if server.start_s is not None:
+            record.cold_start["server start"] = server.start_s
+        source = workload.source()
+        record.cold_start.update(cold_start(server.url, target.which, source))
+        _limits(record, target)
+        subject = stack.enter_context(served(server.url, target.which, watch))
+        references, reasons = stack.enter_context(_references(target, server, watch))
+        record.notes.extend(reasons)
+        gpu = stack.enter_context(GpuSampler())
+        _run_all(Run(target.which, record, [subject, *references], workload, plan, say), benchmarks)
+        _cross_check(record, server.url, target)
+    record.gpus.extend(gpu.summary())
+    record.machine["busy"] = busy.share()
+    return replace(record, duration_s=round(time.perf_counter() - begun, 1))
+
+
+def _new_record(target: Target, workload: Workload, plan: Plan, command: Sequence[str]) -> Record:
+    where = machine.describe()
+    notes = [target.note] if target.note else []
+    if where["load_before"] > _BUSY * where["cores"]:
+        notes.append(
+            f"The machine was busy before this began (load {where['load_before']} on "
+            f"{where['cores']} cores): measure again when it does nothing else."
+        )
+    settings = {**asdict(workload), "budget_s": plan.budget_s, "precision": plan.precision}
+    return Record(
+        command=list(command),
+        started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        machine=where,
+        versions=machine.versions(),
+        server={"family": target.which.model_type},
+        settings=settings,
+        notes=notes,
+    )
+
+
+def _run_all(run: Run, benchmarks: Sequence[str]) -> None:
+    whole = sum(BENCHMARKS[name][1] for name in benchmarks)
+    for name in benchmarks:
+        function, share = BENCHMARKS[name]
+        function(run, run.plan.budget_s * share / whole)
+
+
+@contextmanager
+def _open_server(target: Target) -> Iterator[_Server]:
+    if target.url is not None:
+        yield _Server(target.url, (), None)
+        return
+    server = EmbeddedServer(target.repository)
+    try:
+        seconds = start_timed(server)
+        urls = {"http": f"http://{server.http_url}", "grpc": server.url}
+        measured = urls.pop(target.protocol)
+        yield _Server(measured, tuple(urls.values()), seconds)
+    finally:
+        server.stop()
+
+
+def _references(target: Target, server: _Server, watch: Watch | None) -> Any:
+    return open_references(
+        target.references,
+        target.which,
+        target.repository,
+        server.others,
+        watch,
+        target.checkpoint,
+    )
+
+
+@contextmanager
+def _watch(server: _Server, family: Family, notes: list[str]) -> Iterator[Watch | None]:
+    """The server's counters, over HTTP where it can be had: asking costs less there."""
+    address = next((url for url in (server.url, *server.others) if "http" in url), server.url)
+    watch = Watch(open_statistics(address), family.name)
+    with closing(watch):
+        try:
+            watch.start()
+        except ServerError as exc:
+            notes.append(f"The server's share of the time is unknown: {exc}")
+            yield None
+        else:
+            yield watch
+
+
+def _describe_server(server: _Server, target: Target) -> dict[str, Any]:
+    family = target.which.family
+    manifest = read_manifest(target.repository, family.encoder.name) or {}
+    embedded = server.start_s is not None
+    return {
+        "title": family.title,
+        "variant": manifest.get("variant") or target.which.variant,
+        "embedded": embedded,
+        "address": "embedded" if embedded else server.url,
+        "subject": served_name(server.url),
+        "model_bytes": {
+            model.name: (read_manifest(target.repository, model.name) or {}).get("bytes")
+            for model in family.models
+        },
+    }
+
+
+def _limits(record: Record, target: Target) -> None:
+    """Operations and bytes of each model beside the machine's peak."""
+    try:
+        family = target.which.family
+        files = model_files(target.repository, family)
+        work = [measure_work(files[model.name], model) for model in family.models]
+    except (Unavailable, ImportError) as exc:
+        record.notes.append(f"No limits: {exc}")
+        return
+    peak = machine.measure_peak()
+    record.limits["peak"] = asdict(peak)
+    record.limits["models"] = [asdict(one) | {"bounds": one.bounds(peak)} for one in work]
+
+
+def _cross_check(record: Record, url: str, target: Target) -> None:
+    found = cross_check(url, target.which.family, _PERF_ANALYZER_S)
+    if found is None:
+        record.notes.append("No cross-check: perf_analyzer is not installed, or it failed.")
+    else:
+        record.cross_checks.append(asdict(found))

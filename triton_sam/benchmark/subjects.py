@@ -1,0 +1,142 @@
+"""Who is measured: the client on a server, and how a connection to it is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from ..background import BackgroundSAM2Client
+from ..client import SAM2TritonClient
+from ..images import ImageSource
+from ..specs import Family, family
+from ..transport import Endpoint, Transport, TransportOptions, open_transport
+from .server_stats import Watch
+from .timed import TimedTransport
+
+Role = Literal["subject", "reference"]
+OPTIONS = TransportOptions(timeout_s=120.0)
+_MAX_PIXELS = 100_000_000
+
+
+class Segmenter(Protocol):
+    """The part of the client that is measured; the references have it too."""
+
+    def set_image(self, image: ImageSource) -> None: ...
+
+    def predict(self, point_coords: Any, point_labels: Any) -> Any: ...
+
+    def segment(self, point_coords: Any, point_labels: Any) -> Any: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One way to have an image segmented.
+
+    ``transport``: notes the calls, where there are any. ``watch``: the server's counters.
+    ``url``: the server's address. ``full_size_only``: it gives masks at the image's size and no
+    others, so that only such workloads compare.
+    """
+
+    name: str
+    role: Role
+    segmenter: Segmenter
+    transport: TimedTransport | None = None
+    watch: Watch | None = None
+    url: str | None = None
+    full_size_only: bool = False
+
+    def stages(self) -> dict[str, float]:
+        """Seconds since :meth:`start`: in the transport, and on the server by its counters."""
+        if self.transport is None:
+            return {}
+        calls = self.transport.take()
+        found = {"transport": sum(call.seconds for call in calls)}
+        if self.watch is not None:
+            found |= self.watch.stop(len(calls)).seconds()
+        return found
+
+    def start(self) -> None:
+        """Forget what was seen so far."""
+        if self.transport is not None:
+            self.transport.take()
+        if self.watch is not None:
+            self.watch.start()
+
+
+@dataclass(frozen=True)
+class Which:
+    """The models that are asked: a family, and one of its variants or the default."""
+
+    model_type: str
+    variant: str | None = None
+
+    @property
+    def family(self) -> Family:
+        """The entry of the table, with the models' names on the server."""
+        return family(self.model_type).named(self.variant)
+
+
+@contextmanager
+def served(
+    url: str, which: Which, watch: Watch | None = None, role: Role = "subject"
+) -> Iterator[Subject]:
+    """The client on the server at ``url``."""
+    segmenter, transport = open_client(which, open_transport(url, OPTIONS))
+    with segmenter:
+        yield Subject(served_name(url), role, segmenter, transport, watch, url)
+
+
+def served_name(url: str) -> str:
+    """How the client on ``url`` is called in tables: by protocol and way of the embedding."""
+    protocol = "gRPC" if Endpoint.parse(url).grpc else "HTTP"
+    return f"client, {protocol}, embedding inline"
+
+
+def open_client(which: Which, transport: Transport) -> tuple[SAM2TritonClient, TimedTransport]:
+    """A client over ``transport``, and what notes its calls.
+
+    With :func:`open_background` the only place that makes clients to be measured.
+    """
+    timed = TimedTransport(transport)
+    client = SAM2TritonClient(
+        model_type=which.model_type,
+        variant=which.variant,
+        max_image_pixels=_MAX_PIXELS,
+        transport=timed,
+    )
+    return client, timed
+
+
+def open_background(url: str, which: Which) -> BackgroundSAM2Client:
+    """The client with the hover, in a thread of its own."""
+    return BackgroundSAM2Client(
+        url,
+        which.model_type,
+        variant=which.variant,
+        options=OPTIONS,
+        max_image_pixels=_MAX_PIXELS,
+    )
+
+
+def typical(values: Mapping[str, float]) -> dict[str, float]:
+    """The stages of one operation that add up to its ``total``, in seconds.
+
+    ``values``: ``total``, and what :meth:`Subject.stages` found. What is not known is left out.
+    """
+    total = values["total"]
+    if "transport" not in values:
+        return {"in process": total}
+    client = max(total - values["transport"], 0.0)
+    if not values.get("request"):
+        return {"client": client, "compute": values["transport"]}
+    parts = {name: values[name] for name in ("queue", "input", "compute", "output")}
+    return {
+        "client": client,
+        "wire": max(values["transport"] - values["request"], 0.0),
+        **parts,
+        "server, other": max(values["request"] - sum(parts.values()), 0.0),
+    }

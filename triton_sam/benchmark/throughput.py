@@ -1,0 +1,120 @@
+"""``throughput``: 1 to N clients that click, each on an image of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .measure import is_precise
+from .operations import Source
+from .record import Series, Throughput
+from .run import Run
+from .server_stats import Counters
+from .statistics import percentiles
+from .subjects import Segmenter, Subject, served
+from .sweep import Level, concurrency_levels, run_segment
+
+_SEGMENTS = 12
+_MIN_SEGMENTS = 3
+_SHORTEST_S = 0.3
+
+Ask = Callable[[int], object]
+
+
+@dataclass
+class _Measured:
+    """A level and what the server counted meanwhile."""
+
+    level: Level
+    counters: Counters = field(default_factory=Counters)
+
+
+def measure(run: Run, budget_s: float) -> None:
+    """Every level of every subject in turn, several times."""
+    levels = concurrency_levels(run.workload.clients)
+    subjects = run.low_resolution
+    found = {(s.name, n): _Measured(Level(n)) for s in subjects for n in levels}
+    seconds = max(budget_s / (_SEGMENTS * len(found)), _SHORTEST_S)
+    what = f"throughput: 1 to {levels[-1]} clients"
+    with ExitStack() as stack:
+        asks = {s.name: stack.enter_context(_clients(run, s, levels[-1])) for s in subjects}
+        for turn in run.turns(what, budget_s, _MIN_SEGMENTS, 3 * _SEGMENTS):
+            for subject in subjects:
+                for n in levels if turn % 2 == 0 else levels[::-1]:
+                    _segment(subject, asks[subject.name][:n], seconds, found[subject.name, n])
+    for subject in subjects:
+        for n in levels:
+            _add(run, subject, found[subject.name, n])
+
+
+@contextmanager
+def _clients(run: Run, subject: Subject, count: int) -> Iterator[list[Ask]]:
+    """What each of ``count`` clients calls; those of a server have a connection each."""
+    source = run.workload.source()
+    with ExitStack() as stack:
+        asks = []
+        for number in range(count):
+            segmenter = subject.segmenter
+            if subject.url is not None:
+                segmenter = stack.enter_context(served(subject.url, run.which)).segmenter
+            if subject.url is not None or number == 0:
+                segmenter.set_image(source.file(number))
+            asks.append(_ask(segmenter, source, number))
+        yield asks
+
+
+def _ask(segmenter: Segmenter, source: Source, number: int) -> Ask:
+    def ask(turn: int) -> object:
+        click = source.clicks(1, 1000 * number + turn % 1000)
+        return segmenter.predict(click.points, click.labels)
+
+    return ask
+
+
+def _segment(subject: Subject, asks: list[Ask], seconds: float, measured: _Measured) -> None:
+    if subject.watch is None:
+        run_segment(asks, seconds, measured.level)
+        return
+    before = len(measured.level.seconds)
+    subject.watch.start()
+    run_segment(asks, seconds, measured.level)
+    measured.counters += subject.watch.stop(len(measured.level.seconds) - before)
+
+
+def _add(run: Run, subject: Subject, measured: _Measured) -> None:
+    level, counters = measured.level, measured.counters
+    per_request = (
+        {name: value / counters.requests for name, value in counters.seconds().items()}
+        if counters.requests
+        else {}
+    )
+    rate = float(np.median(level.rates))
+    title = f"{level.clients} client{'' if level.clients == 1 else 's'}"
+    run.record.throughput.append(
+        Throughput(
+            subject=subject.name,
+            role=subject.role,
+            workload="1 prompt, logits",
+            clients=level.clients,
+            rate=rate,
+            rates=level.rates,
+            latencies=percentiles(level.seconds) if level.seconds else {},
+            stages=per_request,
+            failures=level.failures,
+        )
+    )
+    each = [1 / rate for rate in level.rates if rate > 0]
+    if each:
+        run.record.series.append(
+            Series(
+                "throughput",
+                title,
+                subject.name,
+                subject.role,
+                each,
+                is_precise(each, run.plan.precision),
+            )
+        )
