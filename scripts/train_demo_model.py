@@ -39,7 +39,8 @@ a full training, as docs/demo-model.md describes it:
        %(prog)s evaluate work/run/model.pt --json work/figures.json --pictures work/pictures
        %(prog)s plot work/run/curve.csv curve.png
   4. export it and put it into the package:
-       triton-sam export sam2 --variant demo --checkpoint work/run/model.pt --output work/models
+       triton-sam export sam2 --variant demo --default --checkpoint work/run/model.pt \\
+           --output work/models
        python scripts/pack_demo_model.py --repository work/models
 """
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from demo_model import fastpath, network
+from demo_model import fastpath, network, sampling
 
 from triton_sam.export import sam2
 from triton_sam.specs import FAMILIES
@@ -82,3 +82,34 @@ def test_the_fast_passes_are_the_official_ones(with_mask: bool) -> None:
     for ours, official in pairs:
         assert ours.shape == official.shape
         assert (ours - official).abs().max() <= 1e-5 * official.abs().max()
+
+
+def test_plain_products_are_attention() -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 16, 24).bfloat16() for _ in range(3))
+    official = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    assert (network.attend(q, k, v) - official).abs().max() < 0.02
+
+
+def test_clicks_land_inside_and_half_of_them_at_the_deepest_place() -> None:
+    torch.manual_seed(0)
+    target = torch.zeros(200, 32, 32)
+    target[:, 4:9, 10:15] = 1.0
+    points, labels = sampling.click(target)
+    cells = ((points[:, 0] + 0.5) / 4).floor()
+    inside = (cells >= torch.tensor([10, 4])) & (cells < torch.tensor([15, 9]))
+    assert inside.all() and bool((labels == 1).all())
+    deep = (cells == torch.tensor([12, 6])).all(1).float().mean()
+    assert 0.4 < deep < 0.75
+
+
+def test_corrections_go_to_the_largest_error() -> None:
+    torch.manual_seed(0)
+    target = torch.zeros(2, 32, 32)
+    target[:, 4:20, 4:20] = 1.0
+    missed, agreed = target * 2 - 1, target * 2 - 1
+    missed[:, 4:20, 12:20] = -1.0
+    points, labels = sampling.corrective_click(torch.stack([missed[0], agreed[1]]), target)
+    assert labels.tolist() == [[1.0], [1.0]]
+    assert points[0, 0, 0] >= 12 * 4 - 0.5
+    assert ((points >= 4 * 4 - 0.5) & (points <= 20 * 4)).all()

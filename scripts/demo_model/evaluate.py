@@ -13,14 +13,13 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 from tqdm import tqdm
 
-from demo_model.sampling import visible_objects
+from demo_model.sampling import Mask, deepest, visible_objects
 from demo_model.scenes import make_scene
 from triton_sam.demo import demo_repository
 from triton_sam.export.checkpoints import checkpoint_from_pair
 from triton_sam.export.sam2 import build_model, predictor
 from triton_sam.specs import FAMILIES
 
-Mask = npt.NDArray[np.bool_]
 HELD_OUT_SEED = 77_000
 OBJECTS_PER_SCENE = 6
 
@@ -41,18 +40,6 @@ def iou(ours: Mask, truth: Mask) -> float:
     """Intersection over union of two masks of one shape."""
     either = int((ours | truth).sum())
     return float((ours & truth).sum()) / either if either else 1.0
-
-
-def deepest(region: Mask) -> tuple[float, float]:
-    """The pixel (x, y) of the region's largest part that is farthest from its border."""
-    parts, count = ndimage.label(region)
-    if count > 1:
-        sizes = np.bincount(parts.ravel())
-        sizes[0] = 0
-        region = parts == sizes.argmax()
-    depth = ndimage.distance_transform_edt(np.pad(region, 1))[1:-1, 1:-1]
-    y, x = np.unravel_index(int(depth.argmax()), depth.shape)
-    return float(x), float(y)
 
 
 def bounding_box(mask: Mask) -> npt.NDArray[np.float32]:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from demo_model.network import Decoded, Features
+from demo_model.network import Decoded, Features, attend
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:
@@ -24,7 +24,7 @@ def _heads(x: Tensor, heads: int) -> Tensor:
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """Attention of projected queries (N, T, C) over keys and values (N, K, C)."""
-    out = F.scaled_dot_product_attention(_heads(q, heads), _heads(k, heads), _heads(v, heads))
+    out = attend(_heads(q, heads), _heads(k, heads), _heads(v, heads))
     n, _, t, _ = out.shape
     return out.transpose(1, 2).reshape(n, t, -1)
 

@@ -8,6 +8,7 @@ is a multiple of 256 (training at 256 px is sixteen times cheaper than at the 10
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,35 @@ IMAGE_PATH = ("image_encoder.", "sam_prompt_encoder.", "sam_mask_decoder.", "no_
 
 def build(config: Path) -> Any:
     """The official model from a configuration file, as it is initialised, ready for training."""
-    return build_model(str(config), None).train()
+    model: Any = build_model(str(config), None).train()
+    for block in model.image_encoder.trunk.blocks:
+        block.attn.forward = partial(_encoder_attention, block.attn)
+    return model
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Scaled dot-product attention, (N, heads, tokens, C).
+
+    In bfloat16 PyTorch's own is slow on a CPU, above all backwards, unless there are many queries
+    and many keys: between windows' 64 tokens plain products take a tenth of the time.
+    """
+    if q.dtype != torch.bfloat16 or min(q.shape[-2], k.shape[-2]) > 256:
+        return F.scaled_dot_product_attention(q, k, v)
+    weights: Tensor = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(-1)
+    return weights @ v
+
+
+def _encoder_attention(attention: Any, x: Tensor) -> Tensor:
+    """``MultiScaleAttention.forward`` with `attend`."""
+    b, h, w, _ = x.shape
+    heads = attention.num_heads
+    q, k, v = attention.qkv(x).view(b, h * w, 3, heads, -1).unbind(2)
+    if attention.q_pool:
+        q = attention.q_pool(q.reshape(b, h, w, -1).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        h, w = q.shape[1:3]
+        q = q.reshape(b, h * w, heads, -1)
+    out = attend(*(t.transpose(1, 2) for t in (q, k, v)))
+    return torch.as_tensor(attention.proj(out.transpose(1, 2).reshape(b, h, w, -1)))
 
 
 def image_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -140,13 +169,15 @@ def _fused_lateral(x: Tensor, lateral: nn.Conv2d, reduce: nn.Conv2d) -> Tensor:
     return F.conv2d(x, weight[:, :, None, None], outer @ lateral.bias + reduce.bias)
 
 
-def encode(model: Any, images: Tensor) -> Features:
-    """Run the image path on normalised images (B, 3, S, S).
+def encode(model: Any, images: Tensor, half: bool = False) -> Features:
+    """Run the image path on normalised images (B, 3, S, S), with ``half`` mostly in bfloat16.
 
     Equal to ``forward_image`` followed by what ``SAM2ImagePredictor.set_image`` does, but without
     the 256-channel fine maps and the sine encodings that still images do not use.
     """
-    fine, middle, coarse, coarsest = model.image_encoder.trunk(images)
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        maps = model.image_encoder.trunk(images)
+    fine, middle, coarse, coarsest = (x.float() for x in maps)
     convs = [block.conv for block in model.image_encoder.neck.convs]
     embedding = convs[1](coarse)
     embedding = embedding + F.interpolate(convs[0](coarsest), scale_factor=2.0, mode="nearest")

@@ -5,14 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from scipy import ndimage
 from torch import Tensor
 
 from demo_model.scenes import FRAGMENT, Scene
 from demo_model.store import SceneStore
 
+Mask = npt.NDArray[np.bool_]
+
+DEEP = 0.5
+"""Share of clicks, first ones and corrections, that go to the deepest place of their region."""
 SMALLEST_AREA = 0.0012
 """Visible area, as a fraction of the image, from which on an object is asked for."""
 
@@ -108,10 +114,29 @@ def cells_to_points(cells: Tensor, width: int) -> Tensor:
     return ((corner + torch.rand_like(corner)) * 4.0 - 0.5).unsqueeze(1)
 
 
-def pick_cells(weight: Tensor) -> Tensor:
-    """One cell index per map, drawn with probability proportional to ``weight`` (N, h, w)."""
-    flat = weight.flatten(1) + 1e-9
-    return torch.multinomial(flat, 1)[:, 0]
+def deepest(region: Mask) -> tuple[float, float]:
+    """The pixel (x, y) of the region's largest part that is farthest from its border."""
+    parts, count = ndimage.label(region)
+    if count > 1:
+        sizes = np.bincount(parts.ravel())
+        sizes[0] = 0
+        region = parts == sizes.argmax()
+    depth = ndimage.distance_transform_edt(np.pad(region, 1))[1:-1, 1:-1]
+    y, x = np.unravel_index(int(depth.argmax()), depth.shape)
+    return float(x), float(y)
+
+
+def pick_cells(region: Tensor) -> Tensor:
+    """One cell index per region (N, h, w) of zeros and ones: its deepest, or any but rather inside.
+
+    An empty region gives any cell.
+    """
+    cells = torch.multinomial(inner_weight(region).flatten(1) + 1e-9, 1)[:, 0]
+    for i in torch.nonzero(torch.rand(len(cells)) < DEEP)[:, 0].tolist():
+        if region[i].any():
+            x, y = deepest(region[i].numpy() > 0)
+            cells[i] = int(y) * region.shape[-1] + int(x)
+    return cells
 
 
 def inner_weight(region: Tensor) -> Tensor:
@@ -125,7 +150,7 @@ def click(target: Tensor) -> tuple[Tensor, Tensor]:
     """A click inside each object: points (N, 1, 2) in pixels and labels (N, 1)."""
     peak = target.amax((1, 2), keepdim=True)
     region = (target >= torch.minimum(peak, torch.tensor(0.95))).float()
-    points = cells_to_points(pick_cells(inner_weight(region)), target.shape[-1])
+    points = cells_to_points(pick_cells(region), target.shape[-1])
     return points, torch.ones(len(target), 1)
 
 
@@ -157,10 +182,8 @@ def corrective_click(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """
     truth = target > 0.5
     wrong = ((logits > 0) != truth).float()
-    weight = inner_weight(wrong)
-    side = target.shape[-1]
     none = wrong.flatten(1).sum(1) == 0
-    weight[none] = inner_weight((target[none] > 0.5).float())
-    cells = pick_cells(weight)
+    wrong[none] = truth[none].float()
+    cells = pick_cells(wrong)
     labels = truth.flatten(1).gather(1, cells[:, None]).float()
-    return cells_to_points(cells, side), labels
+    return cells_to_points(cells, target.shape[-1]), labels

@@ -155,7 +155,7 @@ class Trainer:
         rate = rate_at(stage, self.stage_step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["share"]
-        features = network.encode(self.model, network.normalise(batch.images))
+        features = network.encode(self.model, network.normalise(batch.images), stage.half)
         masks = sampling.full_masks(batch)
         target = sampling.targets(masks)
         dense = fastpath.pixel_features(self.model, features)
@@ -196,11 +196,33 @@ class Trainer:
     def prompt_loss(
         self, stage: Stage, features: network.Features, masks: Tensor, target: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Ask for each object by a click or a box, and now and then correct the answers."""
+        """Ask for some of each image's objects by boxes, for the others by clicks."""
+        images = len(features.fine)
+        each = len(masks) // images
+        boxes = min(each, int(each * stage.boxes + float(torch.rand(()))))
+        loss, ious = torch.zeros(()), []
+        # Objects are in random order: the first ones of each image get boxes.
+        for by_box, chosen in ((True, slice(boxes)), (False, slice(boxes, None))):
+            whole = masks.view(images, each, *masks.shape[1:])[:, chosen].flatten(0, 1)
+            if len(whole):
+                wanted = target.view(images, each, *target.shape[1:])[:, chosen].flatten(0, 1)
+                prompts = sampling.box(whole, 0.08) if by_box else sampling.click(wanted)
+                part, found = self.rounds_loss(stage, features, prompts, wanted)
+                loss = loss + part * (len(whole) / len(masks))
+                ious.append(found)
+        return loss, torch.cat(ious)
+
+    def rounds_loss(
+        self,
+        stage: Stage,
+        features: network.Features,
+        prompts: tuple[Tensor, Tensor],
+        target: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Ask for each object, and now and then correct the answers; the first answers' IoUs."""
         # All workers make as many rounds, so that none waits for another.
         common = np.random.default_rng([self.seed, self.step])
-        by_box = float(torch.rand(())) < stage.boxes
-        points, labels = sampling.box(masks, 0.08) if by_box else sampling.click(target)
+        points, labels = prompts
         answer = fastpath.decode(self.model, features, points, labels, half=stage.half)
         loss, ious = decoder_loss(answer, target, alternatives=True)
         rounds = 0
