@@ -180,7 +180,14 @@ def test_check_and_configure(
 def test_serve_until_a_signal(exported: Exported, number: signal.Signals) -> None:
     command = [*COMMAND, "serve", "--repository", str(exported.repository)]
     command += ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as it:
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell that starts the tests in the background has them ignore SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as it:
         assert it.stdout is not None and it.stderr is not None
         http, grpc = (it.stdout.readline().split()[1] for _ in range(2))
         for url in (http, f"grpc://{grpc}"):

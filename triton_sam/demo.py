@@ -19,7 +19,7 @@ from .files import write_atomically
 from .images import load_image
 from .masks import Segmentation
 from .pictures import draw_prompts, write_png
-from .repository import MANIFEST_FILE, MODEL_FILE, write_configs
+from .repository import MANIFEST_FILE, write_configs
 from .server import EmbeddedServer
 from .server.install import default_home
 from .specs import FAMILIES
@@ -51,7 +51,7 @@ def demo_repository() -> Path:
         folder = root / model.name / "1"
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / MANIFEST_FILE).is_file():
-            write_atomically(folder / MODEL_FILE, lzma.decompress(packed[model.name].read_bytes()))
+            write_atomically(folder / model.file, lzma.decompress(packed[model.name].read_bytes()))
             # Written last: where it is, the model is whole.
             manifest = (_ASSETS / f"{model.name}.json").read_bytes()
             write_atomically(folder / MANIFEST_FILE, manifest)
@@ -92,7 +92,7 @@ def run(output: Path) -> None:
     print("The same on an image of yours:")
     print("  triton-sam segment IMAGE --point X,Y --embedded --demo -o out.png")
     print("The demo model is small and was trained on synthetic scenes. For Meta's masks export a")
-    print('SAM 2.1 checkpoint: see "Serve SAM 2.1" in the README.')
+    print('SAM 2.1 checkpoint: see "Serve SAM 2.1 or SAM 1" in the README.')
 
 
 def _segment(url: str, photo: Image.Image) -> dict[str, Segmentation]:

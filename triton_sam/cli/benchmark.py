@@ -1,0 +1,311 @@
+"""``triton-sam benchmark``: measure a running server, and compare what was measured."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import InvalidInputError, MissingExtraError
+from ..files import write_atomically
+from ..specs import FAMILIES
+from .common import Commands, add_repository, command, served_repository
+
+if TYPE_CHECKING:
+    from ..benchmark.run import OnProgress
+
+SLOWER = 3
+
+_HELP = {
+    "encode": "set_image of JPEG photos of several sizes",
+    "click": "one and ten prompts about an image that is set",
+    "pipeline": "a photo and one mask, a photo and ten masks",
+    "hover": "a mouse that moves on whatever the server does; stale positions are cancelled",
+    "throughput": "1, 2, 4 … N clients that click at once",
+    "all": "all of these",
+}
+_EPILOG = """\
+examples:
+  triton-sam benchmark all --embedded --demo
+  triton-sam benchmark click --url grpc://localhost:8001 --model-type sam2
+  triton-sam benchmark compare before/benchmark.json after/benchmark.json
+
+Beside every number stands a reference that was measured in the same rounds: the same files in ONNX
+Runtime in this process, the official PyTorch predictor (with the extra `export`), and the pair over
+the embedded server's other protocol. Measure on a machine that does nothing else."""
+
+
+def add(commands: Commands) -> None:
+    """Add the command and those below it."""
+    parser = commands.add_parser(
+        "benchmark",
+        help="measure a running server beside references, or compare two measurements",
+        description="Measure a running server as its users feel it.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    below = parser.add_subparsers(title="benchmarks", metavar="WHAT", required=True)
+    for name, help_line in _HELP.items():
+        _add_measurement(below, name, help_line)
+    _add_compare(below)
+    _add_document(below)
+
+
+def _add_measurement(commands: Commands, name: str, help_line: str) -> None:
+    parser = command(commands, name, _measure, help_line)
+    parser.set_defaults(benchmark=name)
+    where = parser.add_argument_group("what is measured")
+    where.add_argument("--url", help="the server (default: $TRITON_URL, then localhost:8000)")
+    where.add_argument("--embedded", action="store_true", help="start a server for the run")
+    where.add_argument(
+        "--protocol",
+        choices=("grpc", "http"),
+        default="grpc",
+        help="how to reach the embedded server (default: %(default)s)",
+    )
+    where.add_argument("--model-type", default="sam2", choices=list(FAMILIES))
+    where.add_argument("--variant", help="one that is served beside the family's default")
+    add_repository(parser, demo=True)
+    beside = parser.add_argument_group("references")
+    beside.add_argument(
+        "--references",
+        type=_references,
+        default=("onnxruntime", "pytorch", "inline"),
+        metavar="NAMES",
+        help="of onnxruntime, pytorch and inline, with commas; or none "
+        "(default: all that can be had here)",
+    )
+    beside.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="weights of the PyTorch reference (default: read back from the pair)",
+    )
+    _add_workload(parser)
+    _add_effort(parser)
+
+
+def _add_workload(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("workload")
+    group.add_argument("--image", metavar="FILE", help="a photo of yours; it is resized")
+    group.add_argument(
+        "--megapixels",
+        type=_list(float, 0.01, 80),
+        default=(1.0, 12.0, 48.0),
+        metavar="N,…",
+        help="sizes of the photos (default: 1,12,48); clicks are about the first",
+    )
+    group.add_argument(
+        "--prompts",
+        type=_list(int, 1, 1000),
+        default=(1, 10),
+        metavar="N,…",
+        help="prompts in one call of click (default: 1,10)",
+    )
+    group.add_argument(
+        "--masks",
+        type=_list(int, 1, 1000),
+        default=(1, 10),
+        metavar="N,…",
+        help="clicks on each photo of pipeline, one after the other (default: 1,10)",
+    )
+    group.add_argument(
+        "--clients",
+        type=_number(int, 1, 256),
+        default=8,
+        metavar="N",
+        help="the most clients at once (default: %(default)s)",
+    )
+    group.add_argument(
+        "--rate",
+        type=_number(float, 1, 1000),
+        default=60.0,
+        metavar="HZ",
+        help="mouse events a second of hover (default: %(default)g)",
+    )
+
+
+def _add_effort(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("effort and output")
+    group.add_argument(
+        "--budget",
+        type=_number(float, 0.5, 86400),
+        default=180.0,
+        metavar="SECONDS",
+        help="time for measuring, at most; starting up comes on top (default: %(default)g)",
+    )
+    group.add_argument(
+        "--precision",
+        type=_number(float, 0.1, 50),
+        default=2.5,
+        metavar="PERCENT",
+        help="stop when half of each median's 95 %% interval is below this (default: %(default)g)",
+    )
+    group.add_argument(
+        "--note", metavar="TEXT", help="a line for the record, such as what ran beside"
+    )
+    group.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("benchmark-output"),
+        metavar="DIR",
+        help="where to write benchmark.json, the plots and report.html (default: %(default)s)",
+    )
+
+
+def _measure(args: argparse.Namespace) -> int:
+    if args.url and args.embedded:
+        raise InvalidInputError("--url names a running server and --embedded starts one: choose.")
+    from ..benchmark import report, session, table
+    from ..benchmark.measure import Plan
+    from ..benchmark.run import Workload
+    from ..benchmark.subjects import Which
+    from ..core import server_url
+
+    every = tuple(session.BENCHMARKS)
+    target = session.Target(
+        which=Which(args.model_type, args.variant),
+        repository=served_repository(args),
+        url=None if args.embedded else server_url(args.url),
+        protocol=args.protocol,
+        checkpoint=args.checkpoint,
+        references=args.references,
+        note=args.note,
+    )
+    workload = Workload(
+        megapixels=args.megapixels,
+        image=args.image,
+        prompts=args.prompts,
+        masks=args.masks,
+        clients=args.clients,
+        rate_hz=args.rate,
+    )
+    plan = Plan(budget_s=args.budget, precision=args.precision / 100)
+    benchmarks = every if args.benchmark == "all" else (args.benchmark,)
+    with _progress() as say:
+        record = session.measure(target, benchmarks, workload, plan, _typed(), say)
+    print(table.render(record))
+    for path in report.write_all(record, args.output):
+        print(path, file=sys.stderr)
+    return 0
+
+
+def _typed() -> list[str]:
+    """The command line as it would be typed again."""
+    return ["triton-sam", *sys.argv[1:]]
+
+
+@contextmanager
+def _progress() -> Iterator[OnProgress]:
+    """A bar on stderr; a new one for each thing that is measured."""
+    try:
+        from tqdm import tqdm
+    except ModuleNotFoundError as exc:
+        raise MissingExtraError(
+            "Benchmarks need an extra: pip install 'triton-sam[benchmark]'"
+        ) from exc
+    layout = "{desc:<44} {percentage:3.0f} % |{bar:20}| {elapsed}"
+    with tqdm(total=100, bar_format=layout, file=sys.stderr) as bar:
+
+        def say(what: str, share: float) -> None:
+            if what != bar.desc:
+                bar.reset(100)
+                bar.set_description_str(what, refresh=False)
+            bar.n = min(100, round(100 * share))
+            bar.refresh()
+
+        yield say
+
+
+def _add_compare(commands: Commands) -> None:
+    parser = command(
+        commands,
+        "compare",
+        _compare,
+        "say what changed between two measurements beyond noise",
+        epilog=(
+            "A change is reported when the medians differ by the tolerance and the difference is\n"
+            "significant over all series together. Where both files have a reference that was\n"
+            "measured in the same rounds, what it moved by is taken out first.\n\n"
+            f"Exit status: 0, or {SLOWER} when something that is no reference became slower."
+        ),
+    )
+    parser.add_argument("before", type=Path, metavar="A.json")
+    parser.add_argument("after", type=Path, metavar="B.json")
+    parser.add_argument(
+        "--tolerance",
+        type=_number(float, 0, 100),
+        default=5.0,
+        metavar="PERCENT",
+        help="smaller changes are not reported (default: %(default)g)",
+    )
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from ..benchmark import compare
+    from ..benchmark.record import read_record
+
+    before, after = read_record(args.before), read_record(args.after)
+    changes = compare.compare(before, after, args.tolerance / 100)
+    if not changes:
+        raise InvalidInputError("The two files have no series in common; nothing to compare.")
+    print(compare.render(changes))
+    for line in compare.circumstances(before, after):
+        print(f"note: {line}")
+    return SLOWER if compare.slower(changes) else 0
+
+
+def _add_document(commands: Commands) -> None:
+    parser = command(
+        commands, "document", _document, "write the page docs/performance.md from measurements"
+    )
+    parser.add_argument("records", type=Path, nargs="+", metavar="RESULT.json")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("docs/performance.md"), metavar="FILE"
+    )
+
+
+def _document(args: argparse.Namespace) -> int:
+    from ..benchmark.document import render
+    from ..benchmark.record import read_record
+
+    text = render([(path, read_record(path)) for path in args.records])
+    write_atomically(args.output, text.encode())
+    print(args.output)
+    return 0
+
+
+def _number(kind: type, low: float, high: float):  # type: ignore[no-untyped-def]
+    def parse(text: str):  # type: ignore[no-untyped-def]
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not low <= value <= high:
+            raise argparse.ArgumentTypeError(
+                f"expected {'a whole number' if kind is int else 'a number'} from {low:g} to "
+                f"{high:g}, not {text!r}"
+            )
+        return value
+
+    return parse
+
+
+def _list(kind: type, low: float, high: float):  # type: ignore[no-untyped-def]
+    one = _number(kind, low, high)
+    return lambda text: tuple(one(part) for part in text.split(","))
+
+
+def _references(text: str) -> tuple[str, ...]:
+    known = ("onnxruntime", "pytorch", "inline")
+    names = () if text == "none" else tuple(text.split(","))
+    for name in names:
+        if name not in known:
+            raise argparse.ArgumentTypeError(
+                f"expected {', '.join(known)}, with commas between them, or none; not {name!r}"
+            )
+    return names
