@@ -28,7 +28,7 @@ from triton_sam.specs import FAMILIES
 
 CONTENT = bytes(range(256)) * 4000  # 1 MB
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
-IMPATIENT = Patience(connect_s=2, stall_s=0.2, attempts=3, first_wait_s=0.01, longest_wait_s=0.05)
+IMPATIENT = Patience(connect_s=5, stall_s=1, attempts=3, first_wait_s=0.01, longest_wait_s=0.05)
 STORE = Store(patience=IMPATIENT)
 
 
@@ -141,7 +141,7 @@ def _stall_once(request: Request) -> None:
     if request.first_byte:
         request.serve(CONTENT)
     else:
-        request.serve(CONTENT, upto=100_000, stall_s=0.6)
+        request.serve(CONTENT, upto=100_000, stall_s=2.5)
 
 
 def _die_half_way(request: Request) -> None:
@@ -194,7 +194,7 @@ def _wrong_byte(request: Request) -> None:
         (lambda r: r.status(404), DownloadError, "the server answered 404"),
         (lambda r: r.status(416), DownloadError, "(416), 3 times in a row"),
         (lambda r: r.status(500), DownloadError, "answered 500, 3 times in a row"),
-        (lambda r: r.serve(CONTENT, 0, 0.5), DownloadError, "the server stopped sending, 3 times"),
+        (lambda r: r.serve(CONTENT, 0, 2.5), DownloadError, "the server stopped sending, 3 times"),
         (lambda r: r.connection.close(), DownloadError, "3 times in a row"),
         (lambda r: r.status(200, b"<html>Sign in</html>"), ChecksumError, "has 20 bytes and not"),
         (_wrong_byte, ChecksumError, f"and not {SHA256}. It was thrown away"),

@@ -21,7 +21,7 @@ from triton_sam.errors import (
 from triton_sam.repository import describe_checkpoint
 from triton_sam.specs import FAMILIES
 
-IMPATIENT = Patience(connect_s=2, stall_s=0.2, attempts=2, first_wait_s=0.01, longest_wait_s=0.02)
+IMPATIENT = Patience(connect_s=5, stall_s=5, attempts=2, first_wait_s=0.01, longest_wait_s=0.02)
 STORE = Store(patience=IMPATIENT)
 GATED = FAMILIES["sam3"]
 assert GATED.published is not None
