@@ -10,11 +10,16 @@
 ARG TRITON_IMAGE=nvcr.io/nvidia/tritonserver:26.10-py3
 FROM ${TRITON_IMAGE}
 
-# The version of triton_sam/server/requirements.txt, so that both decode the same pixels.
-RUN python3 -m pip install --no-cache-dir --no-deps --break-system-packages pillow==12.3.0
+# What the predictors run with. Pillow's is the version of triton_sam/server/requirements.txt, so
+# that both decode the same pixels; ONNX Runtime's is built for CUDA 13, as the image is.
+ARG ONNXRUNTIME=onnxruntime-gpu==1.31.1
+RUN python3 -m pip install --no-cache-dir --no-deps --break-system-packages \
+      numpy==2.3.5 pillow==12.3.0 pycocotools==2.0.11 "${ONNXRUNTIME}"
 
 COPY triton_sam/errors.py /opt/triton-sam/triton_sam/
 COPY triton_sam/server /opt/triton-sam/triton_sam/server
+COPY triton_sam /opt/triton-sam/package
+COPY triton_sam/server/backends/sam /opt/tritonserver/backends/sam
 
 # The onnxruntime of the embedded server stays out: the container has Triton's own, in C++.
 RUN for backend in /opt/triton-sam/triton_sam/server/backends/*/; do \

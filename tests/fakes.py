@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from triton_sam.errors import ModelNotReadyError
 from triton_sam.images import load_image, preprocess
 from triton_sam.protocol import Arrays, Call, Served
 from triton_sam.specs import Family
@@ -44,11 +45,14 @@ class FakeTransport:
         return self.answer(call)
 
     def served(self, model: str, timeout_s: float | None = None) -> Served:
+        if model not in self.models:
+            raise ModelNotReadyError(f"There is no {model!r}.")
         self.asked.append(model)
         return self.models[model]
 
     def check_ready(self, models: Sequence[str], timeout_s: float | None = None) -> None:
-        assert list(models) == list(self.models)
+        if list(models) != list(self.models):
+            raise ModelNotReadyError(f"There is no {models!r}.")
         if self.not_ready:
             raise self.not_ready.pop(0)
 

@@ -27,6 +27,8 @@ import tritonclient.http
 from onnx import TensorProto, helper, numpy_helper
 from tritonclient.grpc import InferenceServerClient as Grpc
 
+import triton_sam
+from triton_sam import processors
 from triton_sam.errors import (
     EmbeddedServerError,
     InstallError,
@@ -466,6 +468,7 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setattr(utils, "TritonModelException", ValueError, raising=False)
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", utils)
     monkeypatch.setitem(sys.modules, "onnxruntime", ModuleType("onnxruntime"))
+    monkeypatch.setenv("TRITON_SAM_PACKAGE", str(Path(triton_sam.__file__).parent))
     path = Path(host.__file__).with_name("backends") / "onnxruntime" / "model.py"
     spec = importlib.util.spec_from_file_location("backend_model", path)
     if spec is None or spec.loader is None:
@@ -486,24 +489,20 @@ class TestBackend:
         with pytest.raises(ValueError, match="'many', expected a whole number"):
             backend.thread_count(config, "intra_op_thread_count", 8)
 
-    def test_two_logical_processors_of_a_core_count_once(
-        self, backend: ModuleType, tmp_path: Path
-    ) -> None:
+    def test_two_logical_processors_of_a_core_count_once(self, tmp_path: Path) -> None:
         for number, siblings in enumerate(["0,2", "1,3", "0,2", "1,3"]):
             topology = tmp_path / f"cpu{number}" / "topology"
             topology.mkdir(parents=True)
             (topology / "thread_siblings_list").write_text(siblings + "\n")
-        assert len(backend.cores(tmp_path, [0, 1, 2, 3])) == 2
-        assert len(backend.cores(tmp_path, [0, 2])) == 1
-        assert len(backend.cores(tmp_path, [8, 9])) == 2
+        assert len(processors.cores(tmp_path, [0, 1, 2, 3])) == 2
+        assert len(processors.cores(tmp_path, [0, 2])) == 1
+        assert len(processors.cores(tmp_path, [8, 9])) == 2
 
     @pytest.mark.parametrize(("text", "count"), [("max 100000", 8), ("150000 100000", 2)])
-    def test_processor_limit_of_a_container(
-        self, backend: ModuleType, tmp_path: Path, text: str, count: int
-    ) -> None:
+    def test_processor_limit_of_a_container(self, tmp_path: Path, text: str, count: int) -> None:
         (tmp_path / "cpu.max").write_text(text + "\n")
-        assert backend.cpu_quota(tmp_path / "cpu.max", 8) == count
-        assert backend.cpu_quota(tmp_path / "absent", 8) == 8
+        assert processors.cpu_quota(tmp_path / "cpu.max", 8) == count
+        assert processors.cpu_quota(tmp_path / "absent", 8) == 8
 
     def test_providers(self, backend: ModuleType) -> None:
         both = ["CUDAExecutionProvider", "CPUExecutionProvider"]

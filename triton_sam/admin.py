@@ -58,6 +58,11 @@ def reload(
     return map(_Admin(Endpoint.parse(url), key, timeout_s).reload, models)
 
 
+def ready_models(url: str, key: str | None, *, timeout_s: float = 60.0) -> list[str]:
+    """The models that the server at ``url`` serves now; raises what :func:`reload` does."""
+    return _Admin(Endpoint.parse(url), key, timeout_s).ready()
+
+
 class _Admin:
     def __init__(self, endpoint: Endpoint, key: str | None, timeout_s: float) -> None:
         if endpoint.scheme not in ("http", "https"):
@@ -77,10 +82,16 @@ class _Admin:
         seconds = time.perf_counter() - started
         return Reloaded(model, self._versions(model), seconds)
 
-    def _versions(self, model: str) -> tuple[str, ...]:
+    def ready(self) -> list[str]:
+        return [entry["name"] for entry in self._index()]
+
+    def _index(self) -> list[dict[str, str]]:
         status, text = self._post("repository/index")
         entries = json.loads(text) if status == http.client.OK else []
-        ready = [e for e in entries if e["name"] == model and e.get("state") == "READY"]
+        return [entry for entry in entries if entry.get("state") == "READY"]
+
+    def _versions(self, model: str) -> tuple[str, ...]:
+        ready = [entry for entry in self._index() if entry["name"] == model]
         if not ready:
             raise AdminError(f"{self._where} says that it loaded {model!r}, but it is not ready.")
         return tuple(str(entry["version"]) for entry in ready)

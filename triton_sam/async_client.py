@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .cache import EmbeddingCache
-from .core import ClientCore, client_options, server_url
+from .core import ClientCore, Where, client_options, server_url
 from .flow import run_async
 from .images import MAX_IMAGE_PIXELS, ImageSource
 from .masks import Segmentation
@@ -42,10 +42,12 @@ class AsyncSAM2TritonClient:
         timeout_s: float | None = None,
         max_image_pixels: int = MAX_IMAGE_PIXELS,
         options: TransportOptions | None = None,
+        embedding: Where = "auto",
+        tenant_key: str | bytes = b"",
         cache: EmbeddingCache | None = None,
         transport: AsyncTransport | None = None,
     ) -> None:
-        self._core = ClientCore(model_type, variant, max_image_pixels, cache)
+        self._core = ClientCore(model_type, variant, max_image_pixels, cache, embedding, tenant_key)
         self._transport = (
             transport
             if transport is not None

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .cache import EmbeddingCache
-from .core import ClientCore, client_options, server_url
+from .core import ClientCore, Where, client_options, server_url
 from .flow import run
 from .images import MAX_IMAGE_PIXELS, ImageSource
 from .masks import Segmentation
@@ -31,7 +31,12 @@ class SAM2TritonClient:
     served beside its default. ``timeout_s``: of each exchange with the server, in seconds,
     retries included; 60 unless ``options`` say otherwise. ``max_image_pixels``: images
     with more are refused before they are decoded. ``options``: certificates, headers, compression
-    and retries, :class:`TransportOptions`. ``cache``: where embeddings are looked up and kept,
+    and retries, :class:`TransportOptions`. ``embedding``: where encoded images are kept. With
+    ``server`` the image's own file is sent, a click sends a handle and its points, and the server
+    is sent the image again when it has forgotten it; ``client`` brings the embedding here and
+    sends it with every click; ``auto`` is the server where it has the family's predictor and
+    no ``cache`` is given. ``tenant_key``: a secret without which nobody finds these images on the
+    server, not even with the same image. ``cache``: where embeddings are looked up and kept,
     :class:`~triton_sam.cache.EmbeddingCache`; it may be shared between clients and is not closed
     with them. ``transport``: another way to the server, in place of
     ``url``, ``timeout_s`` and ``options``.
@@ -50,10 +55,12 @@ class SAM2TritonClient:
         timeout_s: float | None = None,
         max_image_pixels: int = MAX_IMAGE_PIXELS,
         options: TransportOptions | None = None,
+        embedding: Where = "auto",
+        tenant_key: str | bytes = b"",
         cache: EmbeddingCache | None = None,
         transport: Transport | None = None,
     ) -> None:
-        self._core = ClientCore(model_type, variant, max_image_pixels, cache)
+        self._core = ClientCore(model_type, variant, max_image_pixels, cache, embedding, tenant_key)
         self._transport = (
             transport
             if transport is not None

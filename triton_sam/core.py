@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,16 +18,20 @@ from .cache import EmbeddingCache
 from .embedding import Embedding, EmbeddingKey
 from .errors import (
     ClientClosedError,
+    ImageError,
     ImageNotSetError,
+    InferenceError,
     InvalidInputError,
+    ModelNotReadyError,
     ServerError,
     ServerTimeoutError,
 )
 from .fingerprint import probe_calls, read_fingerprint
 from .flow import Deadline, Exchange, Flow, Pause, Shared, Work
 from .images import ImageSource, digest, load_image, preprocess
-from .masks import Segmentation, clamp, masks_at
+from .masks import Preview, Segmentation, clamp, masks_at
 from .painting import preview
+from .predictor.jobs import Priority
 from .prompts import Prompt
 from .protocol import (
     Arrays,
@@ -39,7 +43,19 @@ from .protocol import (
     read_embedding,
     read_prediction,
 )
+from .server_embedding import (
+    Content,
+    ServerEmbedding,
+    click_call,
+    find_call,
+    handle_of,
+    read_click,
+    read_content,
+    read_found,
+    send_call,
+)
 from .specs import Family, family
+from .specs.predictor import predictor_model
 from .transport.options import TransportOptions, check_timeout
 
 if TYPE_CHECKING:
@@ -53,6 +69,9 @@ _SHORTEST_S = 0.001
 
 MakePrompt = Callable[..., Prompt]
 """``Prompt.create`` with everything but the image's size and the layout."""
+
+Where = Literal["auto", "server", "client"]
+"""Where embeddings are kept."""
 
 Masks = tuple[NDArray[np.float32], NDArray[np.float32]]
 
@@ -75,7 +94,7 @@ class Decoded:
     prediction: Prediction
     original_size: tuple[int, int]
     family: Family
-    preview: Image | None
+    preview: Preview
 
     def low_res(self) -> Masks:
         """Logits at the decoder's size and scores, as ``predict`` returns them."""
@@ -99,7 +118,21 @@ class ClientCore:
         variant: str | None,
         max_image_pixels: int,
         cache: EmbeddingCache | None = None,
+        where: Where = "auto",
+        tenant_key: str | bytes = b"",
     ) -> None:
+        if where not in get_args(Where):
+            raise InvalidInputError(
+                f"embedding is one of {', '.join(map(repr, get_args(Where)))}; got {where!r}."
+            )
+        if where == "server" and cache is not None:
+            raise InvalidInputError(
+                "A cache keeps embeddings that the client has; embedding='server' leaves them on "
+                "the server. Give one of the two."
+            )
+        # Whoever brings a cache wants the embeddings here.
+        self._where: Where = "client" if cache is not None else where
+        self._tenant_key = tenant_key.encode() if isinstance(tenant_key, str) else tenant_key
         plain = family(model_type)
         self.family = plain.named(variant)
         # Whatever is served under the plain name: which variant that is only the server knows.
@@ -110,7 +143,7 @@ class ClientCore:
         self._cache = cache or self._uncached
         self._served: dict[str, Served] = {}
         self._fingerprint: str | None = None
-        self._image: tuple[Embedding, Image] | None = None  # and its preview
+        self._image: tuple[Embedding, Preview] | None = None
         self._tickets = itertools.count(1)
         self._current_ticket = 0
         self.closed = False
@@ -135,7 +168,11 @@ class ClientCore:
     def set_image(self, image: ImageSource, timeout_s: float | None = None) -> Flow[None]:
         ticket = next(self._tickets)
         embedding, picture = yield from self._encoded(image, timeout_s)
-        shown = yield Work(partial(preview, picture))
+        shown: Preview = None
+        if isinstance(embedding, ServerEmbedding):
+            shown = embedding.preview
+        elif picture is not None:
+            shown = yield Work(partial(preview, picture))
         # Of several at once the one that was asked for last stays, however long each takes.
         if ticket > self._current_ticket and not self.closed:
             self._image, self._current_ticket = (embedding, shown), ticket
@@ -153,17 +190,24 @@ class ClientCore:
         return segmentation
 
     def decode(
-        self, make_prompt: MakePrompt, embedding: Embedding | None, timeout_s: float | None
+        self,
+        make_prompt: MakePrompt,
+        embedding: Embedding | None,
+        timeout_s: float | None,
+        priority: Priority = Priority.CLICK,
     ) -> Flow[Decoded]:
         embedding = self.chosen(embedding)
         current, shown = self._image or (None, None)
         deadline = _deadline(timeout_s)
         prompt = make_prompt(original_size=embedding.original_size, layout=self.family.prompts)
-        served = yield from self._what_is_served(self.family.decoder.name, deadline)
-        answers = []
-        for call in decode_calls(self.family, embedding, prompt, served):
-            answers.append((yield from self._infer(call, deadline)))
-        prediction = read_prediction(self.family, answers, prompt, served)
+        if isinstance(embedding, ServerEmbedding):
+            prediction = yield from self._clicked(embedding, prompt, priority, deadline)
+        else:
+            served = yield from self._what_is_served(self.family.decoder.name, deadline)
+            answers = []
+            for call in decode_calls(self.family, embedding, prompt, served):
+                answers.append((yield from self._infer(call, deadline)))
+            prediction = read_prediction(self.family, answers, prompt, served)
         return Decoded(
             prediction,
             embedding.original_size,
@@ -195,10 +239,12 @@ class ClientCore:
 
     def _encoded(
         self, image: ImageSource, timeout_s: float | None
-    ) -> Flow[tuple[Embedding, Image]]:
-        """The embedding, new or from the cache, and the picture as a person sees it."""
+    ) -> Flow[tuple[Embedding, Image | None]]:
+        """The embedding, new or kept, and the picture if it was decoded here."""
         self._refuse_closed()
         deadline = _deadline(timeout_s)
+        if (yield from self._keeps_on_server(deadline)):
+            return (yield from self._on_server(image, deadline)), None
         picture, name = yield Work(partial(self._loaded, image))
         version = yield from self._model_version(deadline)
         cache = self._uncached if version is None else self._cache
@@ -210,6 +256,46 @@ class ClientCore:
             wait_async=lambda encode: cache.get_or_encode_async(key, encode, left),
         )
         return embedding, picture
+
+    def _keeps_on_server(self, deadline: Deadline) -> Flow[bool]:
+        """Whether the server's predictor is to be used; asked once."""
+        if self._where == "auto":
+            try:
+                yield from self._what_is_served(predictor_model(self.family).name, deadline)
+                self._where = "server"
+            except ModelNotReadyError:
+                self._where = "client"
+        return self._where == "server"
+
+    def _on_server(self, image: ImageSource, deadline: Deadline) -> Flow[ServerEmbedding]:
+        """Have the server encode an image that it does not have yet."""
+        content: Content = yield Work(partial(read_content, image, self._max_image_pixels))
+        handle = yield Work(partial(handle_of, content, self._tenant_key))
+        calls = find_call(self.family, handle), send_call(self.family, content, self._tenant_key)
+        for call in calls:
+            try:
+                arrays = yield from self._infer(call, deadline)
+            except InferenceError as exc:
+                raise ImageError(exc.reason) if exc.is_invalid else exc from exc
+            found = read_found(
+                *(self.family, self._variant, content, self._tenant_key, self._max_image_pixels),
+                arrays,
+            )
+            if found is not None:
+                return found
+        raise InferenceError(f"{self.family.title} encoded an image and did not keep it.")
+
+    def _clicked(
+        self, embedding: ServerEmbedding, prompt: Prompt, priority: Priority, deadline: Deadline
+    ) -> Flow[Prediction]:
+        """Masks of an image on the server, which is sent again if it was forgotten there."""
+        for again in (False, True):
+            call = click_call(self.family, embedding, prompt, priority, again)
+            arrays = yield from self._infer(call, deadline)
+            prediction = read_click(self.family, prompt, arrays)
+            if prediction is not None:
+                return prediction
+        raise InferenceError(f"{self.family.title} encoded an image and did not keep it.")
 
     def _encode(self, picture: Image, key: EmbeddingKey, deadline: Deadline) -> Flow[Embedding]:
         pixels = yield Work(partial(preprocess, picture, self.family.image))
@@ -256,8 +342,20 @@ class ClientCore:
         return self._served[model]
 
     def _check_ready(self, timeout_s: float | None) -> Flow[None]:
-        names = [model.name for model in self.family.models]
-        yield Exchange(lambda transport: transport.check_ready(names, timeout_s))
+        pair = [model.name for model in self.family.models]
+        predictor = [predictor_model(self.family).name]
+        if self._where == "server":
+            yield Exchange(lambda transport: transport.check_ready(predictor, timeout_s))
+            return
+        try:
+            yield Exchange(lambda transport: transport.check_ready(pair, timeout_s))
+        except ModelNotReadyError as exc:
+            if self._where == "client":
+                raise
+            try:  # a server may have the predictor alone
+                yield Exchange(lambda transport: transport.check_ready(predictor, timeout_s))
+            except ModelNotReadyError:
+                raise exc from None
 
     def _loaded(self, image: ImageSource) -> tuple[Image, str]:
         """The picture and the name of its pixels."""

@@ -11,6 +11,7 @@ from typing import TypeVar
 from .core import ClientCore, Decoded, MakePrompt
 from .embedding import Embedding
 from .flow import run_async
+from .predictor.jobs import Priority
 from .protocol import Arrays, Call, Served
 from .sessions import Session, SessionRequest, SessionStatus
 from .transport import AsyncTransport
@@ -47,11 +48,12 @@ class Dispatcher:
         embedding: Embedding,
         read: Callable[[Decoded], T],
         timeout_s: float | None = None,
+        priority: Priority = Priority.CLICK,
     ) -> asyncio.Task[T]:
         """Send a request; the task gives what ``read`` makes of the answer."""
 
         async def carried_out() -> T:
-            flow = self.core.decode(make_prompt, embedding, timeout_s)
+            flow = self.core.decode(make_prompt, embedding, timeout_s, priority)
             decoded = await run_async(flow, _NotingTransport(self._transport, request))
             request.mark_executed()
             return read(decoded)

@@ -84,7 +84,16 @@ class ModelNotReadyError(ServerError):
 
 
 class InferenceError(ServerError):
-    """The server answered the call with an error."""
+    """The server answered the call with an error.
+
+    ``reason``: what the model itself said. ``is_invalid``: whether it refused the request for what
+    was in it.
+    """
+
+    def __init__(self, message: str, reason: str = "", is_invalid: bool = False) -> None:
+        super().__init__(message)
+        self.reason = reason or message
+        self.is_invalid = is_invalid
 
 
 class AdminError(ServerError):

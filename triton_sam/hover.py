@@ -19,6 +19,7 @@ from .dispatch import Dispatcher
 from .embedding import Embedding
 from .errors import InvalidInputError, RequestCancelledError
 from .masks import Segmentation
+from .predictor.jobs import Priority
 from .prompts import Prompt
 from .sessions import Session, SessionRequest, SessionStatus
 
@@ -180,7 +181,7 @@ class Hover:
         """
         position = self._position(x, y, label, point_coords, point_labels, box, mask_input)
         self._supersede()
-        return await self._start(position, SessionRequest(self._session))
+        return await self._start(position, SessionRequest(self._session), Priority.CLICK)
 
     async def settled(self) -> HoverResult:
         """Wait until nothing waits or runs; the result of the last position carried out.
@@ -297,13 +298,16 @@ class Hover:
             self._hurried = True
             self._running[1].cancel()
 
-    def _start(self, position: _Position, request: SessionRequest) -> asyncio.Task[HoverResult]:
+    def _start(
+        self, position: _Position, request: SessionRequest, priority: Priority
+    ) -> asyncio.Task[HoverResult]:
         return self._dispatcher.start(
             request,
             lambda **_: position.prompt,
             self.embedding,
             position.result,
             self._timeout_s,
+            priority,
         )
 
     async def _work(self) -> None:
@@ -323,7 +327,7 @@ class Hover:
             self._end()
 
     async def _carry_out(self, position: _Position, request: SessionRequest) -> None:
-        task = self._start(position, request)
+        task = self._start(position, request, Priority.HOVER)
         self._running = task, request
         await asyncio.wait([task])
         self._running = None

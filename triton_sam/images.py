@@ -52,6 +52,13 @@ def load_image(source: ImageSource, max_pixels: int = MAX_IMAGE_PIXELS) -> Image
         return _decode(image, name, max_pixels)
 
 
+def check_image(content: bytes, max_pixels: int) -> None:
+    """Raise :class:`ImageError` for bytes whose head is not that of an image within the limit."""
+    file, name = _file(content)
+    with _pillow_errors(name), Image.open(file) as image:
+        _check_size(image.width, image.height, max_pixels)
+
+
 def preprocess(image: Image.Image, spec: ImageSpec) -> NDArray[np.float32]:
     """The encoder's input: float32 (1, 3, size, size), RGB; ``image`` is 8-bit RGB.
 

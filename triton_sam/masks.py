@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,8 @@ from .painting import paint_masks, paint_preview
 from .polygons import Polygon, to_polygons
 from .rle import RLE, to_rle
 from .specs import ImageSpec
+
+Preview: TypeAlias = "Image.Image | Callable[[], Image.Image] | None"
 
 THRESHOLD = 0.0
 """Logits above it are foreground: ``mask_threshold`` of the official predictors."""
@@ -122,13 +125,13 @@ class Segmentation:
     model expects of each mask. ``logits``: float32 (B, M, h, w) at the decoder's size, clamped as
     ``predict`` returns them; ``logits[:, i:i+1]`` is a ``mask_input`` for the next call.
     ``preview``: the picture as a notebook shows it beneath the masks, at most 1024 pixels wide and
-    high; without one the masks are shown alone.
+    high, or what makes it; without one the masks are shown alone.
     """
 
     masks: NDArray[np.bool_]
     scores: NDArray[np.float32]
     logits: NDArray[np.float32]
-    preview: Image.Image | None = None
+    preview: Preview = None
 
     def best(self) -> NDArray[np.bool_]:
         """The mask with the highest score of each prompt: bool BxHxW."""
@@ -215,7 +218,8 @@ class Segmentation:
     def _repr_png_(self) -> bytes:
         """What a notebook shows: the best masks over the preview."""
         data = BytesIO()
-        paint_preview(self.preview, self.best(), opacity=0.45).save(data, "PNG")
+        shown = self.preview() if callable(self.preview) else self.preview
+        paint_preview(shown, self.best(), opacity=0.45).save(data, "PNG")
         return data.getvalue()
 
     def _one(self, prompt: int, mask: int | None) -> NDArray[np.bool_]:

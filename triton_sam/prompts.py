@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -62,13 +63,28 @@ class Prompt:
 
     def split(self) -> list[Prompt]:
         """The same prompts one by one."""
-        return [self._one(slice(i, i + 1)) for i in range(len(self.points))]
+        return [self.rows(slice(i, i + 1)) for i in range(len(self.points))]
 
-    def _one(self, row: slice) -> Prompt:
-        mask = self.mask if self.mask is None or len(self.mask) == 1 else self.mask[row]
-        boxes = None if self.boxes is None else self.boxes[row]
+    def rows(self, rows: slice) -> Prompt:
+        """Some of the prompts."""
+        mask = self.mask if self.mask is None or len(self.mask) == 1 else self.mask[rows]
+        boxes = None if self.boxes is None else self.boxes[rows]
         return replace(
-            self, points=self.points[row], labels=self.labels[row], boxes=boxes, mask=mask
+            self, points=self.points[rows], labels=self.labels[rows], boxes=boxes, mask=mask
+        )
+
+    @classmethod
+    def join(cls, prompts: Sequence[Prompt]) -> Prompt:
+        """One after the other: prompts of one image without masks and with equally many points."""
+        first = prompts[0]
+        if len(prompts) == 1:
+            return first
+        boxes = [prompt.boxes for prompt in prompts if prompt.boxes is not None]
+        return replace(
+            first,
+            points=np.concatenate([prompt.points for prompt in prompts]),
+            labels=np.concatenate([prompt.labels for prompt in prompts]),
+            boxes=np.concatenate(boxes) if boxes else None,
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +44,16 @@ class Prediction:
     scores: NDArray[np.float32]
 
 
+class Encoded(Protocol):
+    """An encoded image, wherever its tensors lie."""
+
+    @property
+    def tensors(self) -> Mapping[str, Any]: ...
+
+    @property
+    def original_size(self) -> tuple[int, int]: ...
+
+
 def encode_call(family: Family, pixels: NDArray[np.float32], served: Served) -> Call:
     """Ask for the embedding of an image. ``pixels``: as :func:`~triton_sam.images.preprocess`.
 
@@ -66,12 +77,17 @@ def read_embedding(
 
 
 def decode_calls(
-    family: Family, embedding: Embedding, prompt: Prompt, served: Served
+    family: Family,
+    embedding: Encoded,
+    prompt: Prompt,
+    served: Served,
+    further_outputs: tuple[str, ...] = (),
 ) -> list[Call]:
     """Ask for the masks of B prompts in one image: one call, or one for each prompt.
 
     Optional inputs travel only where they say something; features that an older decoder does not
-    take stay behind. A decoder that others exported is asked one prompt at a time: nothing says
+    take stay behind. ``further_outputs`` are asked for beside masks and scores. A decoder that
+    others exported is asked one prompt at a time: nothing says
     that one embedding serves several there. Raises :class:`PromptError` for a mask or
     ``multimask_output`` that the decoder does not take.
     """
@@ -86,7 +102,7 @@ def decode_calls(
         _require(model, served.inputs, [*prompts, *_required_features(family)])
         _require_options(model, served, options)
         inputs = {**features, **prompts, **options}
-        calls.append(Call(model.name, inputs, (family.masks, family.scores)))
+        calls.append(Call(model.name, inputs, (family.masks, family.scores, *further_outputs)))
     return calls
 
 
@@ -97,8 +113,8 @@ def read_prediction(
 
     Where one mask is asked for and the decoder cannot choose, it is the one with the best score.
     """
-    logits = _joined(family, family.masks, answers)
-    scores = _joined(family, family.scores, answers)
+    logits = read_output(family, family.masks, answers)
+    scores = read_output(family, family.scores, answers)
     if logits.shape[:2] != scores.shape or len(scores) != len(prompt.points):
         raise InferenceError(
             f"The model {family.decoder.name!r} answered {len(prompt.points)} prompts with masks "
@@ -115,8 +131,11 @@ def read_prediction(
     )
 
 
-def _joined(family: Family, output: str, answers: Sequence[Arrays]) -> NDArray[np.float32]:
-    """One output of all calls, B first, without the axis of length one that some families have."""
+def read_output(family: Family, output: str, answers: Sequence[Arrays]) -> NDArray[np.float32]:
+    """One output of all calls, B first, without the axis of length one that some families have.
+
+    Raises :class:`InferenceError` for another contract.
+    """
     model = family.decoder
     parts = [_checked(model, model.output(output), arrays) for arrays in answers]
     whole = parts[0] if len(parts) == 1 else np.concatenate(parts)

@@ -7,6 +7,8 @@
       sam2_encoder/1/model.onnx        made by `triton-sam export sam2`
       sam2_encoder/1/export.json       the manifest: where it came from, and its parity
       sam2_decoder/...
+      sam2_predictor/config.pbtxt      committed; runs the pair beside it, in the backend `sam`
+      sam2_predictor/1/pair.json       the hashes of that pair
       sam2_large_encoder/...           another variant, beside the default one
 """
 
@@ -17,21 +19,31 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import MissingExtraError, RepositoryError
 from .files import write_atomically
 from .specs import FAMILIES, Family, Model, Tensor
+from .specs.predictor import predictor_model
 
 if TYPE_CHECKING:
     import onnx
 
 MANIFEST_FILE = "export.json"
+PAIR_FILE = "pair.json"
 
 HEADER = "# Rendered by `triton-sam configure` from triton_sam/specs: edit there.\n"
 _INSTANCES = re.compile(r"^instance_group \[ \{ count: (\d+) \} \]$", re.MULTILINE)
-_TRITON_TYPES = {"float32": "TYPE_FP32", "int64": "TYPE_INT64", "string": "TYPE_STRING"}
+_TRITON_TYPES = {
+    "float32": "TYPE_FP32",
+    "int64": "TYPE_INT64",
+    "int32": "TYPE_INT32",
+    "uint8": "TYPE_UINT8",
+    "bool": "TYPE_BOOL",
+    "string": "TYPE_STRING",
+}
 
 
 @dataclass(frozen=True)
@@ -67,6 +79,31 @@ def render_config(model: Model, instances: int = 1) -> str:
     )
 
 
+def render_predictor(family: Family, instances: int = 1) -> str:
+    """The ``config.pbtxt`` of the predictor of ``family``, which runs the pair beside it.
+
+    ``dynamic_batching { }`` as for the pair: it lets a request that is cancelled before the
+    backend has it leave the queue.
+    """
+    model = predictor_model(family)
+    parameters = {"family": family.name, "variant": family.served_variant}
+    return (
+        HEADER
+        + f'name: "{model.name}"\n'
+        + 'backend: "sam"\n'
+        + "max_batch_size: 0\n"
+        + render_tensors("input", model.inputs)
+        + render_tensors("output", model.outputs)
+        + "".join(
+            f'parameters {{ key: "{key}" value: {{ string_value: "{value}" }} }}\n'
+            for key, value in parameters.items()
+            if value
+        )
+        + f"instance_group [ {{ count: {instances} }} ]\n"
+        + "dynamic_batching { }\n"
+    )
+
+
 def render_tensors(kind: str, tensors: Iterable[Tensor]) -> str:
     """The list of ``input`` or ``output`` tensors of a configuration."""
     return f"{kind} [\n" + ",\n".join(_render_tensor(tensor) for tensor in tensors) + "\n]\n"
@@ -92,13 +129,21 @@ def write_configs(
         others = [family for family in installed(root) if family not in FAMILIES.values()]
         families = [*FAMILIES.values(), *others]
     written = []
-    for model in _models(families):
-        (root / model.name / "1").mkdir(parents=True, exist_ok=True)
-        path = root / model.name / "config.pbtxt"
+    for name, render in _configs(root, families):
+        (root / name / "1").mkdir(parents=True, exist_ok=True)
+        path = root / name / "config.pbtxt"
         count = configured_instances(path) if instances is None else instances
-        write_atomically(path, render_config(_as_installed(root, model), count).encode())
+        write_atomically(path, render(count).encode())
         written.append(path)
     return written
+
+
+def _configs(root: Path, families: Iterable[Family]) -> Iterator[tuple[str, Callable[[int], str]]]:
+    """Each model's name, and what renders its configuration for a number of instances."""
+    for family in families:
+        for model in family.models:
+            yield model.name, partial(render_config, _as_installed(root, model))
+        yield predictor_model(family).name, partial(render_predictor, family)
 
 
 def configured_instances(config: Path) -> int:
@@ -134,6 +179,17 @@ def install(
         content = json.dumps({**own, **manifest}, indent=2) + "\n"
         write_atomically(folder / MANIFEST_FILE, content.encode())
     write_configs(root, [family])
+    _stamp_predictor(root, family)
+
+
+def _stamp_predictor(root: Path, family: Family) -> None:
+    """Say in the predictor's folder which pair it runs.
+
+    Triton loads a model anew only when something in its own folder has changed.
+    """
+    pair = {m.name: (read_manifest(root, m.name) or {}).get("sha256") for m in family.models}
+    folder = root / predictor_model(family).name / "1"
+    write_atomically(folder / PAIR_FILE, (json.dumps(pair, indent=2) + "\n").encode())
 
 
 def describe_file(path: Path) -> dict[str, Any]:
@@ -205,6 +261,7 @@ def check(root: Path, families: Iterable[Family] | None = None) -> list[Problem]
         for model in family.models:
             problems += (Problem(model.name, message) for message in _check_model(root, model))
         problems += _check_pair(root, family)
+        problems += _check_predictor(root, family)
     return problems
 
 
@@ -216,10 +273,6 @@ def installed(root: Path) -> list[Family]:
         for family in named
         if any((root / model.name / "1" / model.file).exists() for model in family.models)
     ]
-
-
-def _models(families: Iterable[Family]) -> Iterator[Model]:
-    return (model for family in families for model in family.models)
 
 
 def _check_model(root: Path, model: Model) -> Iterator[str]:
@@ -252,6 +305,15 @@ def _check_files(path: Path, data: Path, manifest: dict[str, Any]) -> Iterator[s
             yield (
                 f"1/{file.name} is not the file that 1/{MANIFEST_FILE} describes; export it again."
             )
+
+
+def _check_predictor(root: Path, family: Family) -> Iterator[Problem]:
+    name = predictor_model(family).name
+    config = root / name / "config.pbtxt"
+    if not config.is_file():
+        yield Problem(name, "config.pbtxt is missing; run `triton-sam configure`.")
+    elif config.read_text() != render_predictor(family, configured_instances(config)):
+        yield Problem(name, "config.pbtxt differs from the table; run `triton-sam configure`.")
 
 
 def _check_pair(root: Path, family: Family) -> Iterator[Problem]:

@@ -7,6 +7,7 @@ import os
 
 from ..server.control import read_key
 from ..specs import FAMILIES, family
+from ..specs.predictor import predictor_model
 from .common import Commands, add_key_file, command
 
 
@@ -47,18 +48,23 @@ def add(commands: Commands) -> None:
 
 
 def _reload(args: argparse.Namespace) -> int:
-    from ..admin import reload
+    from ..admin import ready_models, reload
 
     url = args.url or os.environ.get("TRITON_URL") or "localhost:8000"
-    models = [model for name in args.names for model in _models(name, args.variant)]
-    for done in reload(models, url, read_key(args.key_file), timeout_s=args.timeout):
+    key = read_key(args.key_file)
+    ready = ready_models(url, key, timeout_s=args.timeout)
+    models = [model for name in args.names for model in _models(name, args.variant, ready)]
+    for done in reload(models, url, key, timeout_s=args.timeout):
         versions = ", ".join(done.versions)
         print(f"{done.model}  version {versions}  ready after {done.seconds:.2f} s", flush=True)
     return 0
 
 
-def _models(name: str, variant: str | None) -> list[str]:
+def _models(name: str, variant: str | None, ready: list[str]) -> list[str]:
     if name not in FAMILIES and variant is None:
         return [name]
+    spec = family(name).named(variant)
+    predictor = predictor_model(spec).name
     # The encoder first: it is the larger one, so that a failure leaves the pair as it was.
-    return [model.name for model in family(name).named(variant).models]
+    pair = [model.name for model in spec.models]
+    return [*pair, predictor] if predictor in ready else pair

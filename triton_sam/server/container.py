@@ -23,13 +23,18 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from importlib.util import find_spec
 from pathlib import Path
 
 from ..errors import RepositoryError, SamError
 from .control import check_mode, control_flags, read_key, restriction_flags
-from .models import Models, find_models
+from .models import Models, find_models, is_predictor
+
+PREDICTOR_PACKAGES = ("numpy", "onnxruntime", "PIL", "pycocotools")
 
 _REPOSITORY = "--model-repository="
+# Where the image has the whole package; beside the part that this module is of.
+_PACKAGE = Path(__file__).parent.parent.parent / "package"
 _MODE = "--model-control-mode="
 _COUNT = re.compile(r"\bcount\s*:\s*(\d+)")
 
@@ -43,6 +48,7 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     # It led to this module, and would lead the models' interpreters here too.
     variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    variables.setdefault("TRITON_SAM_PACKAGE", str(_PACKAGE))
     try:
         os.execvpe(command[0], command, variables)
     except OSError as error:
@@ -56,7 +62,8 @@ def server_command(arguments: Sequence[str], variables: Mapping[str, str]) -> li
     mode = _value(arguments, _MODE, "none")
     key = read_key(variables=variables)
     check_mode(mode, key)
-    models = _chosen(find_models(repository), variables.get("TRITON_SAM_MODELS", ""))
+    found = _runnable(find_models(repository))
+    models = _chosen(found, variables.get("TRITON_SAM_MODELS", ""))
     for name, reason in models.skipped.items():
         _say(f"{name} is not served: {reason}.")
     for name in models.names:
@@ -74,6 +81,20 @@ def server_command(arguments: Sequence[str], variables: Mapping[str, str]) -> li
 def _value(arguments: Sequence[str], flag: str, default: str) -> str:
     values = [argument[len(flag) :] for argument in arguments if argument.startswith(flag)]
     return values[-1] if values else default
+
+
+def _runnable(models: Models) -> Models:
+    """``models`` without the predictors, where Python lacks what they are made of."""
+    lacking = [name for name in PREDICTOR_PACKAGES if find_spec(name) is None]
+    skipped = dict(models.skipped)
+    for name in models.names:
+        config = (models.root / name / "config.pbtxt").read_text("utf-8", "replace")
+        if lacking and is_predictor(config):
+            skipped[name] = (
+                f"this image has no {', '.join(lacking)} for Python; one that is built from the "
+                "Dockerfile has"
+            )
+    return Models(models.root, tuple(n for n in models.names if n not in skipped), skipped)
 
 
 def _chosen(models: Models, patterns: str) -> Models:

@@ -47,6 +47,7 @@ def find_models(repository: Path) -> Models:
         if missing is not None:
             skipped[name] = f"{missing} is missing"
     skipped.update(_broken_ensembles(texts, skipped))
+    skipped.update(_lonely_predictors(texts, skipped))
     names = tuple(name for name in texts if name not in skipped)
     if not names:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
@@ -69,6 +70,20 @@ def _missing_file(folder: Path, config: str) -> str | None:
     if any((version / filename).exists() for version in versions):
         return None
     return f"{folder.name}/{versions[0].name}/{filename}"
+
+
+def is_predictor(config: str) -> bool:
+    """Whether a configuration is that of a predictor, which runs the pair beside it."""
+    backend = _BACKEND.search(config)
+    return backend is not None and backend[1] == "sam"
+
+
+def _lonely_predictors(texts: dict[str, str], skipped: dict[str, str]) -> Iterator[tuple[str, str]]:
+    for name, text in texts.items():
+        pair = [name.removesuffix("predictor") + part for part in ("encoder", "decoder")]
+        lacking = [model for model in pair if model not in texts or model in skipped]
+        if is_predictor(text) and lacking and name not in skipped:
+            yield name, f"it runs {', '.join(lacking)}"
 
 
 def _broken_ensembles(texts: dict[str, str], skipped: dict[str, str]) -> Iterator[tuple[str, str]]:

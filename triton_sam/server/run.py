@@ -19,6 +19,7 @@ from .supervisor import remove_leftovers
 
 _SUPERVISOR = Path(__file__).with_name("supervisor.py")
 _BACKENDS = Path(__file__).with_name("backends")
+_PACKAGE = Path(__file__).parent.parent.resolve()
 _LOG_BYTES = 65536
 _MARGIN_S = 10.0
 # They would lead the models' interpreters to other packages than those installed for them.
@@ -120,6 +121,7 @@ def environment(
     variables["PATH"] = f"{installation.python.parent}:{os.environ.get('PATH', os.defpath)}"
     variables["VIRTUAL_ENV"] = str(installation.path)
     variables["PYTHONNOUSERSITE"] = "1"
+    variables["TRITON_SAM_PACKAGE"] = str(_PACKAGE)
     if threads is not None:
         variables["TRITON_SAM_THREADS"] = str(threads)
     return variables

@@ -12,7 +12,7 @@ from typing import Literal
 
 from ..errors import InvalidInputError
 
-DType = Literal["float32", "int64", "string"]
+DType = Literal["float32", "int64", "int32", "uint8", "bool", "string"]
 Fit = Literal["stretch", "pad"]
 Resize = Literal["float", "pillow8", "torch8"]
 
@@ -23,7 +23,8 @@ class Tensor:
 
     ``optional`` inputs have a default inside the graph; ``default`` is its shape and the value
     it is filled with. A default with ones in its last axes broadcasts. ``ours``: an optional
-    input of our own exports, which a pair that others published lacks.
+    input of our own exports, which a pair that others published lacks. ``omittable``: an input
+    that may be left out of a request with no value in its place.
     """
 
     name: str
@@ -31,10 +32,11 @@ class Tensor:
     dtype: DType = "float32"
     default: tuple[tuple[int, ...], float] | None = None
     ours: bool = False
+    omittable: bool = False
 
     @property
     def optional(self) -> bool:
-        return self.default is not None
+        return self.omittable or self.default is not None
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,7 @@ class Family:
     variants: Mapping[str, Variant]
     default_variant: str
     published: PublishedPair | None = None
+    served_variant: str = ""
 
     @property
     def models(self) -> tuple[Model, Model]:
@@ -214,4 +217,5 @@ class Family:
             self,
             encoder=replace(self.encoder, name=f"{prefix}_encoder"),
             decoder=replace(self.decoder, name=f"{prefix}_decoder"),
+            served_variant=variant.name,
         )

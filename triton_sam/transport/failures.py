@@ -22,6 +22,7 @@ from ..errors import (
 from .endpoint import Endpoint
 
 _UNAVAILABLE = ("StatusCode.UNAVAILABLE", "502", "503", "504")
+_INVALID = ("StatusCode.INVALID_ARGUMENT", "400")
 # 502 and 504 are a proxy's: the server behind it may have begun.
 _NOT_BEGUN = ("StatusCode.UNAVAILABLE", "503")
 
@@ -82,7 +83,11 @@ def _translated_answer(
     if status in _UNAVAILABLE:
         return _unavailable(endpoint, message)
     where = f"The model {model!r}" if model else "The server"
-    return InferenceError(f"{where} at {endpoint.address} answered with an error: {message}")
+    return InferenceError(
+        f"{where} at {endpoint.address} answered with an error: {message}",
+        message,
+        status in _INVALID,
+    )
 
 
 def _is_unknown_model(exc: InferenceServerException) -> bool:

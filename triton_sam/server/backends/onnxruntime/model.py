@@ -11,24 +11,34 @@ parameters ``intra_op_thread_count`` and ``inter_op_thread_count`` are read. Wha
 the requested outputs are computed, and a request that its client has cancelled is not run.
 Text tensors (``TYPE_STRING``) and ``reshape`` are refused.
 
-It runs in the server's private environment and imports nothing from triton_sam.
+It runs in the server's private environment, where the package's client is not installed: the one
+module that it needs of the package comes from ``TRITON_SAM_PACKAGE``, the package's folder.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import sys
+import types
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ....processors import default_threads
+
     # Neither is installed where this file is type-checked.
     ort: Any
     pb_utils: Any
 else:
     import onnxruntime as ort
     import triton_python_backend_utils as pb_utils
+
+    _part = types.ModuleType("triton_sam_part")
+    _part.__path__ = [os.environ["TRITON_SAM_PACKAGE"]]
+    sys.modules.setdefault("triton_sam_part", _part)
+    from triton_sam_part.processors import default_threads
 
 TENSOR_TYPES = {
     "TYPE_BOOL": "tensor(bool)",
@@ -137,34 +147,6 @@ def thread_count(config: Mapping[str, Any], name: str, default: int) -> int:
         raise pb_utils.TritonModelException(
             f"the parameter {name} is {text!r}, expected a whole number"
         ) from exc
-
-
-def default_threads() -> int:
-    """``TRITON_SAM_THREADS``, or one for each core that this process may use.
-
-    The number is always given to ONNX Runtime: left to itself it counts the cores of the machine
-    and binds its threads to them, also where a container may use fewer.
-    """
-    wanted = os.environ.get("TRITON_SAM_THREADS", "")
-    if wanted.isdigit() and int(wanted) > 0:
-        return int(wanted)
-    count = len(cores(Path("/sys/devices/system/cpu"), os.sched_getaffinity(0)))
-    return max(1, min(count, cpu_quota(Path("/sys/fs/cgroup/cpu.max"), count)))
-
-
-def cores(root: Path, allowed: Iterable[int]) -> set[str]:
-    """The physical cores behind the logical processors ``allowed``."""
-    siblings = set()
-    for number in allowed:
-        file = root / f"cpu{number}" / "topology" / "thread_siblings_list"
-        siblings.add(file.read_text().strip() if file.exists() else str(number))
-    return siblings
-
-
-def cpu_quota(file: Path, default: int) -> int:
-    """How many processors a container's limit amounts to; ``default`` without a limit."""
-    quota, _, period = (file.read_text() if file.exists() else "").partition(" ")
-    return -(-int(quota) // int(period)) if quota.isdigit() else default
 
 
 def mismatches(config: Mapping[str, Any], session: Any) -> Iterator[str]:

@@ -1,0 +1,411 @@
+"""Answers requests: encodes what is new, keeps it, and decodes in the order of urgency."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InferenceError, InvalidInputError
+from ..images import MAX_IMAGE_PIXELS, load_image, preprocess
+from ..prompts import Prompt
+from ..protocol import (
+    Call,
+    Prediction,
+    Served,
+    decode_calls,
+    encode_call,
+    read_output,
+    read_prediction,
+)
+from ..specs import Family, Tensor
+from ..specs.predictor import further_outputs
+from .jobs import Job, Jobs, QueueFullError
+from .messages import Arrays, PredictorError, Request, image_outputs
+from .results import empty_outputs, prediction_outputs
+from .store import Encoded, Store, image_handle
+
+logger = logging.getLogger(__name__)
+
+COUNTERS = {
+    "store_hits": "Requests for an image that was there",
+    "store_misses": "Requests for an image that was not there",
+    "store_evictions": "Images that made room for others",
+    "store_expired": "Images that nobody had asked for in a long time",
+    "encodes": "Runs of the encoder",
+    "decodes": "Runs of the decoder",
+    "decoded_prompts": "Prompts that those decoded",
+    "dropped": "Requests that were cancelled or late before they were run",
+}
+GAUGES = {
+    "store_images": "Images that are kept",
+    "store_bytes": "Bytes of the images that are kept",
+    "waiting": "Requests that wait to be run",
+}
+
+Reply = Callable[["Arrays | PredictorError"], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Limits of a predictor.
+
+    ``store_bytes``: of all encoded images. ``ttl_s``: how long one is kept after its last use.
+    ``max_pixels``: of an image. ``max_prompts`` and ``max_points``: of a request. ``max_waiting``:
+    requests in each queue. ``gather``: prompts that are decoded together. ``encoders``: images
+    that are decoded from their files and resized at a time.
+    """
+
+    store_bytes: int = 1 << 30
+    ttl_s: float = 3600.0
+    max_pixels: int = MAX_IMAGE_PIXELS
+    max_prompts: int = 1024
+    max_points: int = 4096
+    max_waiting: int = 1024
+    gather: int = 8
+    encoders: int = 1
+
+    @classmethod
+    def read(cls, variables: Mapping[str, str], on_gpu: bool) -> Settings:
+        """From the environment: ``TRITON_SAM_STORE_MB``, ``_STORE_TTL_S`` and ``_QUEUE``.
+
+        Raises :class:`InvalidInputError` for what is no positive number.
+        """
+
+        def number(name: str, default: float) -> float:
+            text = variables.get(name) or str(default)
+            try:
+                value = float(text)
+            except ValueError:
+                value = 0.0
+            if not 0 < value < float("inf"):
+                raise InvalidInputError(f"{name} is {text!r}, expected a number greater than 0.")
+            return value
+
+        return cls(
+            store_bytes=int(number("TRITON_SAM_STORE_MB", 4096 if on_gpu else 1024) * 1e6),
+            ttl_s=number("TRITON_SAM_STORE_TTL_S", cls.ttl_s),
+            max_waiting=int(number("TRITON_SAM_QUEUE", cls.max_waiting)),
+            # Files are read on the processor, so that a GPU waits for several of them.
+            encoders=4 if on_gpu else 1,
+        )
+
+
+@dataclass(eq=False)
+class _Ask:
+    """A request, read; ``prompt`` is known once the image's size is."""
+
+    request: Request
+    handle: str
+    deadline: float
+    prompt: Prompt | None = None
+
+
+@dataclass(eq=False)
+class _Encoding:
+    """An image that is being encoded, and everybody who waits for it."""
+
+    waiting: list[_Ask] = field(default_factory=list)
+
+
+class Runner(Protocol):
+    """What runs the models: :class:`~triton_sam.predictor.engine.Engine`."""
+
+    family: Family
+    encoder_served: Served
+    decoder_served: Served
+
+    def make_way(self) -> None: ...
+
+    def encode(self, call: Call) -> Mapping[str, Any]: ...
+
+    def decode(self, call: Call) -> Mapping[str, NDArray[Any]]: ...
+
+    def close(self) -> None: ...
+
+
+class Predictor:
+    """Encodes and decodes with ``engine`` for anybody, from any thread."""
+
+    def __init__(self, engine: Runner, settings: Settings) -> None:
+        self.family: Family = engine.family
+        self.store = Store(settings.store_bytes, settings.ttl_s)
+        self._engine = engine
+        self._settings = settings
+        self._clicks = Jobs(settings.max_waiting, settings.gather)
+        self._images = Jobs(settings.max_waiting)
+        self._encodings: dict[str, _Encoding] = {}
+        self._lock = threading.Lock()
+        self._counts = dict.fromkeys(("encodes", "decodes", "decoded_prompts", "dropped"), 0)
+        # What takes long and comes after the decoder, so that the next click need not wait for it.
+        self._finishing = ThreadPoolExecutor(2, "finish")
+        self._embedding_bytes = sum(_bytes(tensor) for tensor in self.family.encoder.outputs)
+        if settings.store_bytes < 2 * self._embedding_bytes:
+            raise InvalidInputError(
+                f"store_bytes is {settings.store_bytes}, expected {2 * self._embedding_bytes} or "
+                f"more: an encoded image of {self.family.title} takes {self._embedding_bytes}."
+            )
+        workers = [(self._clicks, "decode", lambda: None)]
+        workers += [(self._images, "encode", engine.make_way)] * settings.encoders
+        self._threads = [
+            threading.Thread(target=_work, args=(jobs, prepare), name=name, daemon=True)
+            for jobs, name, prepare in workers
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, request: Request) -> None:
+        """Answer a request, now or later; never raises."""
+        _guarded(request.reply, lambda: self._submit(request))
+
+    def counts(self) -> dict[str, int]:
+        """The values of :data:`COUNTERS` and :data:`GAUGES`."""
+        stats = self.store.stats()
+        store = {
+            f"store_{name}": getattr(stats, name)
+            for name in ("hits", "misses", "evictions", "expired", "images")
+        }
+        waiting = len(self._clicks) + len(self._images)
+        with self._lock:
+            return {**store, **self._counts, "store_bytes": stats.nbytes, "waiting": waiting}
+
+    def close(self) -> None:
+        """Answer what waits, and end."""
+        self._images.close()
+        self._clicks.close()
+        for thread in self._threads:
+            thread.join()
+        self._finishing.shutdown()
+        self._engine.close()
+
+    def _submit(self, request: Request) -> None:
+        deadline = time.monotonic() + request.seconds
+        request.check_counts(self._settings.max_prompts, self._settings.max_points)
+        content = request.content
+        if content is None:
+            if request.handle is None:
+                raise InvalidInputError(
+                    "A request names an image: encoded_image, image, or the image_handle of one "
+                    "that was sent before."
+                )
+            self._on_image(_Ask(request, request.handle, deadline))
+        else:
+            job = Job(
+                run=lambda _: _guarded(request.reply, lambda: self._encode(request, deadline)),
+                drop=partial(self._drop, request),
+                priority=request.priority,
+                is_cancelled=request.is_cancelled,
+                deadline=deadline,
+            )
+            self._put(self._images, job, request)
+
+    def _count(self, what: str, times: int = 1) -> None:
+        with self._lock:
+            self._counts[what] += times
+
+    def _drop(self, request: Request, reason: str) -> None:
+        self._count("dropped")
+        request.reply(_dropped(reason))
+
+    def _put(self, jobs: Jobs, job: Job, request: Request) -> None:
+        try:
+            jobs.put(job)
+        except QueueFullError as exc:
+            request.reply(PredictorError("busy", f"The queue is full: {exc}. Try again later."))
+
+    def _encode(self, request: Request, deadline: float) -> None:
+        content = request.content
+        assert content is not None
+        ask = _Ask(request, image_handle(content, request.tenant_key), deadline)
+        with self._lock:
+            known = ask.handle in self.store
+            under_way = self._encodings.get(ask.handle)
+            if under_way is not None:
+                under_way.waiting.append(ask)
+            elif not known:
+                self._encodings[ask.handle] = _Encoding([ask])
+        if known:
+            self._on_image(ask)
+        if known or under_way is not None:
+            return
+        failure: BaseException | None = None
+        try:
+            self._encode_content(ask.handle, content)
+        except BaseException as exc:
+            failure = exc
+        with self._lock:
+            waiting = self._encodings.pop(ask.handle).waiting
+        for one in waiting:
+            _guarded(one.request.reply, partial(self._after_encoding, one, failure))
+
+    def _after_encoding(self, ask: _Ask, failure: BaseException | None) -> None:
+        if failure is not None:
+            raise failure
+        self._on_image(ask)
+
+    def _encode_content(self, handle: str, content: object) -> None:
+        picture = load_image(content, self._settings.max_pixels)  # type: ignore[arg-type]
+        size = picture.height, picture.width
+        pixels = preprocess(picture, self.family.image)
+        call = encode_call(self.family, pixels, self._engine.encoder_served)
+        with self.store.room(self._embedding_bytes):
+            tensors = self._engine.encode(call)
+            self._count("encodes")
+            nbytes = sum(_bytes(self.family.encoder.output(name)) for name in call.outputs)
+            encoded = Encoded(tensors, size, nbytes)
+            if not self.store.put(handle, encoded, self._embedding_bytes):
+                raise PredictorError("busy", "Every image that is kept is in use; try again later.")
+
+    def _on_image(self, ask: _Ask) -> None:
+        """Go on with an image that may be there."""
+        request = ask.request
+        size = self.store.size_of(ask.handle)
+        if size is None:
+            self._answer_unknown(ask)
+            return
+        arguments = request.prompts
+        if not arguments:
+            request.reply(_wanted(image_outputs(True, ask.handle, size), request))
+            return
+        layout = self.family.prompts
+        ask.prompt = Prompt.create(**arguments, original_size=size, layout=layout)
+        self._put(self._clicks, self._decode_job(ask, ask.prompt), request)
+
+    def _decode_job(self, ask: _Ask, prompt: Prompt) -> Job:
+        request = ask.request
+        alone = prompt.mask is not None
+        shape = (prompt.points.shape[1], prompt.boxes is None, prompt.multimask)
+        return Job(
+            run=lambda jobs: self._decode([job.subject for job in jobs]),
+            drop=partial(self._drop, request),
+            priority=request.priority,
+            group=None if alone else (ask.handle, *shape),
+            width=len(prompt.points),
+            is_cancelled=request.is_cancelled,
+            deadline=ask.deadline,
+            subject=ask,
+        )
+
+    def _decode(self, asks: list[_Ask]) -> None:
+        """Decode for requests about one image, together."""
+        try:
+            with self.store.pinned(asks[0].handle) as encoded:
+                if encoded is None:
+                    for ask in asks:
+                        self._answer_unknown(ask)
+                    return
+                prompts = [ask.prompt for ask in asks if ask.prompt is not None]
+                wanted = frozenset().union(*(ask.request.outputs for ask in asks))
+                prediction, further = self._run(encoded, Prompt.join(prompts), wanted)
+                size = encoded.original_size
+        except BaseException as exc:
+            for ask in asks:
+                ask.request.reply(_as_error(exc))
+            return
+        start = 0
+        for ask, prompt in zip(asks, prompts, strict=True):
+            rows = slice(start, start + len(prompt.points))
+            start = rows.stop
+            own = Prediction(prediction.logits[rows], prediction.scores[rows])
+            extra = {name: array[rows] for name, array in further.items()}
+            finish = partial(self._finish, ask, own, extra, size)
+            if ask.request.at_full_size:
+                self._finishing.submit(finish)
+            else:
+                finish()
+
+    def _run(
+        self, encoded: Encoded, prompt: Prompt, wanted: frozenset[str]
+    ) -> tuple[Prediction, Arrays]:
+        """Decode any number of prompts, some at a time so that memory stays bounded."""
+        served = self._engine.decoder_served
+        names = tuple(name for name in further_outputs(self.family) if name in wanted)
+        names = tuple(name for name in names if name in served.outputs)
+        count, step = len(prompt.points), max(1, self._settings.gather)
+        parts = [prompt.rows(slice(i, i + step)) for i in range(0, count, step)]
+        predictions, further = [], []
+        for part in parts:
+            calls = decode_calls(self.family, encoded, part, served, names)
+            answers = [self._engine.decode(call) for call in calls]
+            self._count("decodes", len(calls))
+            self._count("decoded_prompts", len(part.points))
+            predictions.append(read_prediction(self.family, answers, part, served))
+            further.append({name: read_output(self.family, name, answers) for name in names})
+        if len(parts) == 1:
+            return predictions[0], further[0]
+        logits = np.concatenate([one.logits for one in predictions])
+        scores = np.concatenate([one.scores for one in predictions])
+        joined = {name: np.concatenate([one[name] for one in further]) for name in names}
+        return Prediction(logits, scores), joined
+
+    def _finish(
+        self, ask: _Ask, prediction: Prediction, further: Arrays, size: tuple[int, int]
+    ) -> None:
+        request = ask.request
+
+        def answer() -> None:
+            arrays = image_outputs(True, ask.handle, size) | further
+            arrays |= prediction_outputs(self.family, prediction, size, request.outputs)
+            request.reply(_wanted(arrays, request))
+
+        _guarded(request.reply, answer)
+
+    def _answer_unknown(self, ask: _Ask) -> None:
+        request = ask.request
+        if "found" not in request.outputs:
+            error = PredictorError(
+                "unknown",
+                f"There is no image {ask.handle!r} here, or not any more; send it again.",
+            )
+            request.reply(error)
+            return
+        arrays = image_outputs(False, ask.handle, (0, 0))
+        arrays |= empty_outputs(self.family, request.outputs, further_outputs(self.family))
+        request.reply(_wanted(arrays, request))
+
+
+def _work(jobs: Jobs, prepare: Callable[[], None]) -> None:
+    prepare()
+    while taken := jobs.take():
+        taken[0].run(taken)
+
+
+def _guarded(reply: Reply, work: Callable[[], None]) -> None:
+    try:
+        work()
+    except BaseException as exc:
+        reply(_as_error(exc))
+
+
+def _as_error(exc: BaseException) -> PredictorError:
+    if isinstance(exc, PredictorError):
+        return exc
+    if isinstance(exc, InvalidInputError):
+        return PredictorError("invalid", str(exc))
+    if isinstance(exc, InferenceError):
+        return PredictorError("failed", str(exc))
+    logger.error("a request failed", exc_info=exc)
+    return PredictorError("failed", f"{type(exc).__name__}: {exc}")
+
+
+def _dropped(reason: str) -> PredictorError:
+    if reason == "cancelled":
+        return PredictorError("cancelled", "The client cancelled the request.")
+    return PredictorError("late", "The deadline of the request passed before it was run.")
+
+
+def _wanted(arrays: Arrays, request: Request) -> Arrays:
+    return {name: array for name, array in arrays.items() if name in request.outputs}
+
+
+def _bytes(tensor: Tensor) -> int:
+    # The leading axis is the batch.
+    return 4 * int(np.prod(tensor.dims[1:]))
