@@ -68,6 +68,14 @@ def test_compression(scheme: str, compression: str) -> None:
         assert int(seen[0]["content-length"]) < x.nbytes / 2
 
 
+@pytest.mark.parametrize("scheme", HTTP)
+def test_without_compression_none_is_asked_for(scheme: str) -> None:
+    seen: Seen = []
+    with listening_server(scheme, seen) as port, transport(scheme, port) as way:
+        assert works(way)
+    assert seen[0]["accept-encoding"] == "identity" and "content-encoding" not in seen[0]
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

@@ -44,7 +44,9 @@ class Answer:
 
 def write(request: Request, options: TransportOptions) -> Message:
     """The HTTP request that asks this."""
-    headers = options.all_headers()
+    # Said also where it is none: aiohttp would ask for gzip, and Triton does what it is asked.
+    encoding = "identity" if options.compression == "none" else options.compression
+    headers = {**options.all_headers(), "Accept-Encoding": encoding}
     if isinstance(request, Infer):
         return _infer_message(request.call, headers, options.compression)
     if isinstance(request, Describe):
@@ -80,7 +82,7 @@ def _infer_message(call: Call, headers: dict[str, str], compression: Compression
     headers["Content-Type"] = "application/octet-stream"
     headers["Inference-Header-Content-Length"] = str(json_size)
     if compression != "none":
-        headers["Content-Encoding"] = headers["Accept-Encoding"] = compression
+        headers["Content-Encoding"] = compression
         body = _compressed(body, compression)
     return Message("POST", f"models/{quote(call.model)}/infer", headers, body)
 
