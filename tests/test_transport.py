@@ -13,9 +13,17 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
-from fake_triton import HttpTriton, free_port, grpc_server, http_server, silent_socket
+from fake_triton import (
+    GrpcTriton,
+    HttpTriton,
+    free_port,
+    grpc_server,
+    http_server,
+    silent_socket,
+)
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 from ways import HTTP, ONCE, SCHEMES, call, f32, open_way, server, transport, works
@@ -99,6 +107,25 @@ def test_metadata_and_readiness(scheme: str) -> None:
             ModelNotReadyError, match=r"'other' at .* is not ready\. It serves: dou"
         ):
             way.check_ready(["double", "other"])
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_token_that_is_refused_is_not_called_a_model_that_is_not_ready(scheme: str) -> None:
+    class Guarded(HttpTriton):
+        def do_GET(self) -> None:
+            self.fail(401, "no token")
+
+    class GuardedServicer(GrpcTriton):
+        def ModelReady(self, request: Any, context: Any) -> Any:
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "no token")
+
+    guarded = http_server(Guarded) if scheme in HTTP else grpc_server(servicer=GuardedServicer())
+    with (
+        guarded as port,
+        transport(scheme, port) as way,
+        pytest.raises(InferenceError, match=r"'double' at 127.* answered with an error: no token"),
+    ):
+        way.check_ready(["double"])
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

@@ -21,6 +21,8 @@ from .tensors import read_outputs, write_inputs
 
 # The fastest: floats hardly shrink, however hard one tries.
 _LEVEL = 1
+# What Triton says of a model that is not ready. Anything else comes from something in between.
+_NOT_READY = (400, 404)
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def write(request: Request, options: TransportOptions) -> Message:
 
 def read(request: Request, answer: Answer) -> Any:
     """The value that an answer holds. Raises ``InferenceServerException`` for an error."""
-    if isinstance(request, IsReady) and answer.status not in (502, 503, 504):
+    if isinstance(request, IsReady) and answer.status in (200, *_NOT_READY):
         return answer.status == 200
     body = _decompressed(answer.body, answer.headers.get("Content-Encoding"))
     if answer.status != 200:
