@@ -368,6 +368,20 @@ def test_closing_during_a_call(scheme: str) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_closing_before_a_call_is_sent(scheme: str) -> None:
+    async def close_at_once(port: int) -> None:
+        way = open_async_transport(f"{scheme}://127.0.0.1:{port}")
+        asking = asyncio.create_task(way.infer(call()))
+        await asyncio.sleep(0)
+        await way.close()
+        with pytest.raises(ClientClosedError):
+            await asking
+
+    with server(scheme) as port:
+        asyncio.run(close_at_once(port))
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
 def test_a_transport_belongs_to_one_event_loop(scheme: str) -> None:
     with server(scheme) as port, transport(f"aio+{scheme}", port) as way:
         assert works(way)

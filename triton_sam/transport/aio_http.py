@@ -8,6 +8,7 @@ from typing import Any
 
 import aiohttp
 
+from ..errors import ClientClosedError
 from .base import AsyncTritonTransport
 from .endpoint import Endpoint
 from .failures import UnsentError
@@ -58,6 +59,8 @@ class AsyncHttpTransport(AsyncTritonTransport):
             raise UnsentError from exc
 
     def _open_session(self) -> aiohttp.ClientSession:
+        if self._exchanges.closed:  # between the call's beginning and here
+            raise ClientClosedError("The client was closed during the call.")
         if self._session is None:
             # Made here and not before: it belongs to the running loop. As many connections as
             # there are calls, so that a click does not wait here behind hovers.
