@@ -28,6 +28,8 @@ def test_pauses_double_up_to_a_limit() -> None:
     exact = Retries(attempts=6, backoff_s=0.5, max_backoff_s=3, jitter=0)
     assert list(exact.pauses()) == [0.5, 1, 2, 3, 3]
     assert list(Retries(attempts=1).pauses()) == []
+    patient = Retries(attempts=2000, backoff_s=0.5, max_backoff_s=0.5, jitter=0)
+    assert list(patient.pauses()) == [0.5] * 1999
     one = Retries(backoff_s=1, max_backoff_s=1, jitter=0.25)
     drawn = [next(one.pauses()) for _ in range(500)]
     assert 0.75 <= min(drawn) < 0.78 and 0.97 < max(drawn) <= 1

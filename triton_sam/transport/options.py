@@ -50,9 +50,10 @@ class Retries:
 
     def pauses(self) -> Iterator[float]:
         """The seconds to wait before each attempt after the first."""
-        for number in range(self.attempts - 1):
-            pause = min(self.max_backoff_s, self.backoff_s * 2**number)
+        pause = self.backoff_s
+        for _ in range(self.attempts - 1):
             yield pause * (1 - self.jitter * random.random())
+            pause = min(self.max_backoff_s, 2 * pause)
 
 
 @dataclass(frozen=True)
