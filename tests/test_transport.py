@@ -144,6 +144,30 @@ def test_unknown_models_are_named_with_those_there_are(scheme: str) -> None:
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
+def test_naming_the_models_stays_within_the_time_of_the_call(scheme: str) -> None:
+    listing = threading.Event()
+
+    class Slow(HttpTriton):
+        def do_POST(self) -> None:
+            if self.path.endswith("index"):
+                listing.wait(5)
+            super().do_POST()
+
+    class SlowServicer(GrpcTriton):
+        def RepositoryIndex(self, request: Any, context: Any) -> Any:
+            listing.wait(5)
+            return super().RepositoryIndex(request, context)
+
+    slow = http_server(Slow) if scheme in HTTP else grpc_server(servicer=SlowServicer())
+    with slow as port, transport(scheme, port) as way:
+        started = time.monotonic()
+        with pytest.raises(ModelNotReadyError, match=r"does not serve 'other'\.$"):
+            way.infer(call("other"), 0.4)
+        assert time.monotonic() - started < 2
+        listing.set()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
 def test_errors_of_the_server_keep_their_message(scheme: str) -> None:
     with server(scheme) as port, transport(scheme, port) as way:
         with pytest.raises(InferenceError, match=r"'broken' at 127.*: it went wrong"):

@@ -7,6 +7,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Protocol
 
 from ..errors import ClientClosedError, InvalidInputError, ModelNotReadyError, ServerError
@@ -65,17 +66,16 @@ class Exchanges:
         self.closed = False
 
     def infer(self, call: Call, timeout_s: float | None) -> Flow[Arrays]:
-        return self._naming_models(self._tried(Infer(call), timeout_s))
+        return self._naming_models(timeout_s, partial(self._tried, Infer(call)))
 
     def served(self, model: str, timeout_s: float | None) -> Flow[Served]:
-        return self._naming_models(self._tried(Describe(model), timeout_s))
+        return self._naming_models(timeout_s, partial(self._tried, Describe(model)))
 
     def check_ready(self, models: Sequence[str], timeout_s: float | None) -> Flow[None]:
         """One look at each model, without retries: who asks will ask again."""
-        return self._naming_models(self._ready(models, timeout_s or self.options.timeout_s))
+        return self._naming_models(timeout_s, partial(self._ready, models))
 
-    def _ready(self, models: Sequence[str], timeout_s: float) -> Flow[None]:
-        deadline = Deadline(timeout_s)
+    def _ready(self, models: Sequence[str], timeout_s: float, deadline: Deadline) -> Flow[None]:
         for model in models:
             with foreign_errors(self.endpoint, timeout_s, model):
                 if not (yield from self._asked(IsReady(model), deadline)):
@@ -83,9 +83,7 @@ class Exchanges:
                         f"The model {model!r} at {self.endpoint.address} is not ready."
                     )
 
-    def _tried(self, request: Infer | Describe, timeout_s: float | None) -> Flow[Any]:
-        timeout_s = self.options.timeout_s if timeout_s is None else timeout_s
-        deadline = Deadline(timeout_s)
+    def _tried(self, request: Infer | Describe, timeout_s: float, deadline: Deadline) -> Flow[Any]:
         pauses = self.options.retries.pauses()
         with foreign_errors(self.endpoint, timeout_s, request.model):
             while True:
@@ -112,19 +110,22 @@ class Exchanges:
             self._refuse_closed()
             raise
 
-    def _naming_models(self, flow: Flow[Any]) -> Flow[Any]:
+    def _naming_models(
+        self, timeout_s: float | None, flow: Callable[[float, Deadline], Flow[Any]]
+    ) -> Flow[Any]:
         """Add what the server serves to an error about a model that it does not serve."""
+        timeout_s = self.options.timeout_s if timeout_s is None else timeout_s
+        deadline = Deadline(timeout_s)
         try:
-            return (yield from flow)
+            return (yield from flow(timeout_s, deadline))
         except ModelNotReadyError as exc:
-            served = yield from self._what_it_serves()
+            served = yield from self._what_it_serves(timeout_s, deadline)
             raise ModelNotReadyError(f"{exc}{served}") from exc.__cause__
 
-    def _what_it_serves(self) -> Flow[str]:
-        # A help for the reader only; servers may refuse to list their models.
-        timeout_s = self.options.timeout_s
+    def _what_it_serves(self, timeout_s: float, deadline: Deadline) -> Flow[str]:
+        # A help for the reader only, in the time that is left; servers may refuse to list them.
         with suppress(ServerError), foreign_errors(self.endpoint, timeout_s):
-            models = yield from self._asked(ListReady(), Deadline(timeout_s))
+            models = yield from self._asked(ListReady(), deadline)
             return f" It serves: {', '.join(models) or 'nothing'}."
         return ""
 
