@@ -87,6 +87,19 @@ def test_the_one_used_longest_ago_makes_room(tmp_path: Path) -> None:
     assert (stats.evictions, stats.entries, stats.nbytes) == (1, 3, 3 * STORED)
 
 
+def test_other_files_in_the_folder_are_left_alone(tmp_path: Path) -> None:
+    others = [tmp_path / "model.safetensors", tmp_path / "photo.safetensors"]
+    for other in others:
+        other.write_bytes(bytes(5 * STORED))
+        os.utime(other, (1000, 1000))
+    disk = DiskTier(tmp_path, max_bytes=2 * STORED)
+    for seed in range(3):
+        assert disk.put(embedding(seed))
+    assert (disk.stats().entries, disk.stats().nbytes) == (2, 2 * STORED)
+    disk.clear()
+    assert sorted(tmp_path.iterdir()) == others
+
+
 def test_filled_past_its_budget(tmp_path: Path) -> None:
     disk = DiskTier(tmp_path, max_bytes=4 * STORED + 10)
     for seed in range(12):

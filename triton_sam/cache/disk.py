@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +27,8 @@ from .tiers import Tier, TierStats
 logger = logging.getLogger(__name__)
 
 _SUFFIX = ".safetensors"
+# What a key's name and the suffix make. A folder may hold other files: they are left alone.
+_ENTRY = re.compile(r"[0-9a-f]{40}\.safetensors")
 _UNFINISHED = ".writing-"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 # A write takes far less; what is older was left by a process that was killed.
@@ -42,11 +45,11 @@ class _Entry:
 class DiskTier(Tier):
     """Keeps the embeddings that were used last as files in ``folder``, up to ``max_bytes``.
 
-    ``folder``: made when it is missing; ``~`` is the home folder. ``float16``: half the bytes, at
-    the cost of masks that differ slightly. The budget counts the files of all processes that
-    share the folder; they should have the same one. On a full disk older entries make room.
-    ``write``: how a file gets its content, for tests. Raises :class:`InvalidInputError` for a
-    budget below 1.
+    ``folder``: made when it is missing; ``~`` is the home folder. Other files in it neither count
+    nor are they touched. ``float16``: half the bytes, at the cost of masks that differ slightly.
+    The budget counts the entries of all processes that share the folder; they should have the same
+    one. On a full disk older entries make room. ``write``: how a file gets its content, for tests.
+    Raises :class:`InvalidInputError` for a budget below 1.
     """
 
     name = "disk"
@@ -149,7 +152,7 @@ class DiskTier(Tier):
             for file in os.scandir(self.folder):
                 with suppress(FileNotFoundError):
                     status = file.stat()
-                    if file.name.endswith(_SUFFIX):
+                    if _ENTRY.fullmatch(file.name):
                         yield _Entry(Path(file.path), status.st_mtime, status.st_size)
                     elif _is_abandoned(file.name, status.st_mtime):
                         Path(file.path).unlink()
