@@ -140,13 +140,19 @@ def test_a_damaged_entry_is_a_miss_and_dropped(
     assert (stats.damaged, stats.errors) == (1, 0)
 
 
-def test_clear_leaves_the_keys_of_others(server: RedisServer) -> None:
-    tier = RedisTier(server.url, prefix="ours:")
-    server.ask("SET", "theirs", "value")
+@pytest.mark.parametrize("prefix", ["ours:", "", "*", "[o]urs?:", "ours\\"])
+def test_clear_leaves_the_keys_of_others(server: RedisServer, prefix: str) -> None:
+    tier = RedisTier(server.url, prefix=prefix)
+    other = RedisTier(server.url, prefix="ours too:")
+    server.ask("SET", "ours: value", "theirs")
+    other.put(embedding())
     for seed in range(3):
         tier.put(embedding(seed))
+    assert server.ask("DBSIZE") == 5
     tier.clear()
-    assert server.ask("KEYS", "*") == [b"theirs"]
+    assert server.ask("DBSIZE") == 2
+    assert server.ask("GET", "ours: value") == b"theirs"
+    assert_equal(other.get(embedding().key), embedding())
 
 
 def test_a_server_that_is_full_is_never_fatal(

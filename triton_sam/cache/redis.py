@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from typing import TYPE_CHECKING, cast
 
@@ -77,7 +78,9 @@ class RedisTier(Tier):
         return True
 
     def clear(self) -> None:
-        for name in self._redis.scan_iter(match=self._prefix + "*"):
+        # The prefix as it is, not as the pattern that it may look like, and a key's name.
+        ours = re.sub(r"([\\*?\[\]])", r"\\\1", self._prefix) + "[0-9a-f]" * 40
+        for name in self._redis.scan_iter(match=ours, count=1000):
             self._redis.unlink(name)
 
     def stats(self) -> TierStats:
