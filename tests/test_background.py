@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Coroutine, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -108,16 +110,74 @@ def test_waiting_in_its_own_thread_is_refused(client: BackgroundSAM2Client) -> N
         client.submit(wait).result(timeout=10)
 
 
+def test_closing_in_its_own_thread_is_refused(client: BackgroundSAM2Client) -> None:
+    async def close(_: object) -> None:
+        client.close()
+
+    with pytest.raises(InvalidInputError, match="hand over to another thread"):
+        client.submit(close).result(timeout=10)
+    client.set_image(photo())  # it is still open
+
+
+def test_sessions_in_its_own_thread(client: BackgroundSAM2Client) -> None:
+    async def ask(_: object) -> tuple[int, int]:
+        cancelled = client.cancel_session_requests("mouse")
+        return cancelled, client.cleanup_session("mouse").queued
+
+    with_a_hover = client.hover(photo(10, 10), lambda found: None, session_id="mouse")
+    assert client.submit(ask).result(timeout=10) == (0, 0)
+    with_a_hover.close()
+
+
+def test_sessions_after_closing(server: AsyncFake) -> None:
+    with BackgroundSAM2Client(transport=server) as client:
+        client.hover(photo(10, 10), lambda found: None, session_id="mouse")
+    for use in (client.cancel_session_requests, client.cleanup_session):
+        with pytest.raises(ClientClosedError):
+            use("mouse")
+    assert client.get_session_status("mouse").queued == 0
+
+
+def test_what_is_submitted_while_it_closes_ends(server: AsyncFake) -> None:
+    client = BackgroundSAM2Client(transport=server)
+    closing = threading.Thread(target=client.close)
+
+    async def hang() -> None:
+        await asyncio.Event().wait()
+
+    def call(_: object) -> Coroutine[Any, Any, None]:
+        closing.start()
+        closing.join(0.5)
+        return hang()
+
+    future = client.submit(call)
+    closing.join(10)
+    assert future.cancelled()
+
+
 def test_closing_with_work_under_way(server: AsyncFake) -> None:
     before = threading.active_count()
     client = BackgroundSAM2Client(transport=server)
     hover = client.hover(photo(100, 100), lambda found: None)
     server.hang.set()
     future = client.submit(lambda inner: inner.segment([[1, 1]], [1], embedding=hover.embedding))
+    errors: list[object] = []
+
+    def predict() -> None:
+        with pytest.raises(ClientClosedError) as caught:
+            client.predict([[1, 1]], [1], embedding=hover.embedding)
+        errors.append(caught.value)
+
+    blocked = threading.Thread(target=predict)
+    blocked.start()
     hover.move(1, 1)
+    while len(server.fake.asked) < 2:
+        time.sleep(0.01)
     assert server.hanging.wait(10)
     client.close()
     client.close()
+    blocked.join(10)
+    assert len(errors) == 1
     assert threading.active_count() == before
     assert future.cancelled() or isinstance(
         future.exception(), (ClientClosedError, asyncio.CancelledError)

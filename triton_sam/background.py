@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -48,18 +48,21 @@ class BackgroundSAM2Client:
         self._thread = threading.Thread(
             target=self._loop.run_forever, name="triton-sam", daemon=True
         )
-        self._thread.start()
         self._closing = threading.Lock()
+        # What is submitted comes before the end in the loop, or is refused.
+        self._submitting = threading.RLock()
         self._closed = False
+        self._thread.start()
 
     def submit(self, call: Callable[[SpeculativeSAM2Client], Coroutine[Any, Any, T]]) -> Future[T]:
         """Start ``call``; its future gives the result, and cancelling it cancels the request.
 
         >>> future = client.submit(lambda c: c.segment([[10, 20]], [1]))  # doctest: +SKIP
         """
-        if self._closed:
-            raise ClientClosedError("This client is closed; make a new one.")
-        return asyncio.run_coroutine_threadsafe(call(self._client), self._loop)
+        with self._submitting:
+            if self._closed:
+                raise ClientClosedError("This client is closed; make a new one.")
+            return asyncio.run_coroutine_threadsafe(call(self._client), self._loop)
 
     def set_image(self, image: ImageSource, *, timeout_s: float | None = None) -> None:
         """As :meth:`SAM2TritonClient.set_image <triton_sam.client.SAM2TritonClient.set_image>`."""
@@ -114,7 +117,7 @@ class BackgroundSAM2Client:
 
     def cancel_session_requests(self, session_id: str) -> int:
         """As :meth:`SpeculativeSAM2Client.cancel_session_requests`."""
-        return self._client.cancel_session_requests(session_id)
+        return self._ask(lambda client: client.cancel_session_requests(session_id))
 
     def get_session_status(self, session_id: str) -> SessionStatus:
         """As :meth:`SpeculativeSAM2Client.get_session_status`."""
@@ -122,15 +125,21 @@ class BackgroundSAM2Client:
 
     def cleanup_session(self, session_id: str) -> SessionStatus:
         """As :meth:`SpeculativeSAM2Client.cleanup_session`."""
-        return self._client.cleanup_session(session_id)
+        return self._ask(lambda client: client.cleanup_session(session_id))
 
     def close(self) -> None:
-        """Cancel everything, give the connections back and end the thread."""
+        """Cancel everything, give the connections back and end the thread.
+
+        Closing again does nothing. Not from ``on_result``: it waits for the thread that calls it.
+        """
+        self._refuse_own_thread()
         with self._closing:
-            if self._closed:
-                return
-            self._closed = True
-            asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
+            with self._submitting:
+                if self._closed:
+                    return
+                self._closed = True
+                ending = asyncio.run_coroutine_threadsafe(self._end(), self._loop)
+            ending.result()
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop.close()
@@ -147,12 +156,29 @@ class BackgroundSAM2Client:
         self.close()
 
     def _wait_for(self, call: Callable[[SpeculativeSAM2Client], Coroutine[Any, Any, T]]) -> T:
+        self._refuse_own_thread()
+        try:
+            return self.submit(call).result()
+        except CancelledError:
+            # Nobody else has this future: closing has cancelled it.
+            raise ClientClosedError("The client was closed during the call.") from None
+
+    def _ask(self, call: Callable[[SpeculativeSAM2Client], T]) -> T:
+        """What comes of something short, also in the client's own thread."""
+
+        async def asked(client: SpeculativeSAM2Client) -> T:
+            return call(client)
+
+        if threading.current_thread() is self._thread:
+            return call(self._client)
+        return self._wait_for(asked)
+
+    def _refuse_own_thread(self) -> None:
         if threading.current_thread() is self._thread:
             raise InvalidInputError(
                 "This waits for the client's own thread, which called it (from on_result?): use "
                 "submit(), or hand over to another thread first."
             )
-        return self.submit(call).result()
 
     async def _end(self) -> None:
         await self._client.close()
