@@ -133,6 +133,25 @@ def test_cancelling_what_was_sent_and_keeping_the_newest() -> None:
     run(test)
 
 
+def test_what_has_its_answer_is_not_cancelled_any_more() -> None:
+    async def test() -> None:
+        async with opened() as (client, server):
+            tasks = queue_multiple_requests(client, COORDS[:1], LABELS[:1], "s")
+            await turns()
+            server.let()
+            while not tasks[0].done():
+                await asyncio.sleep(0)
+            # Done, and nobody has been told yet.
+            assert client.get_session_status("s").pending == 1
+            assert client.cancel_session_requests("s") == 0
+            assert (await tasks[0])[1].tolist() == [[0.5]]
+            assert client.get_session_status("s") == SessionStatus(
+                "s", queued=1, sent=1, executed=1, completed=1
+            )
+
+    run(test)
+
+
 def test_sessions_are_isolated() -> None:
     async def test() -> None:
         async with opened() as (client, server):

@@ -71,6 +71,8 @@ class SessionRequest:
 
     def cancel(self) -> bool:
         """Whether it was still to be cancelled. Takes effect when the event loop goes on."""
+        if self.task is not None and self.task.done():
+            self._done(self.task)  # its answer came in this very turn of the event loop
         if self._settled:
             return False
         self._settle("dropped" if self._sent else "cancelled_before_execution")
@@ -80,7 +82,7 @@ class SessionRequest:
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         if task.cancelled():
-            self.cancel()
+            self._settle("dropped" if self._sent else "cancelled_before_execution")
         else:
             self._settle("completed" if task.exception() is None else "failed")
 
