@@ -308,6 +308,29 @@ def test_cancelling_the_session_spares_the_hover() -> None:
     run(test)
 
 
+def test_a_click_that_is_cancelled_with_its_session_says_so() -> None:
+    async def test() -> None:
+        async with hovering() as (client, server, hover):
+            clicking = asyncio.create_task(hover.click(30, 40))
+            await turns()
+            assert client.cancel_session_requests("mouse") == 1
+            with pytest.raises(
+                RequestCancelledError, match=r"\(30, 40\) was cancelled with .*mouse"
+            ):
+                await clicking
+            # Who cancels the caller cancels the click.
+            clicking = asyncio.create_task(hover.click(50, 60))
+            await turns()
+            clicking.cancel()
+            await asyncio.wait([clicking])
+            assert clicking.cancelled()
+            await turns()
+            assert xs(server) == [30, 50] and len(server.cancelled) == 2
+            assert hover.status.dropped == 2 and hover.status.pending == 0
+
+    run(test)
+
+
 def test_hovers_do_not_disturb_each_other() -> None:
     async def test() -> None:
         server = GatedTransport(FAMILIES["sam2"])

@@ -178,10 +178,22 @@ class Hover:
 
         It is sent at once. The positions before it are given up: the one that waits is dropped,
         the one that runs is cancelled. Its result is returned here and not by the iteration.
+
+        Raises :class:`RequestCancelledError` too, when its session is cancelled meanwhile.
         """
         position = self._position(x, y, label, point_coords, point_labels, box, mask_input)
         self._supersede()
-        return await self._start(position, SessionRequest(self._session), Priority.CLICK)
+        task = self._start(position, SessionRequest(self._session), Priority.CLICK)
+        try:
+            await asyncio.wait([task])
+        finally:
+            task.cancel()  # when who waits was cancelled; it is done otherwise
+        if task.cancelled():
+            # Not as CancelledError, which would say that the caller's own task is cancelled.
+            raise RequestCancelledError(
+                f"The click at ({x:g}, {y:g}) was cancelled with its session {self.session_id!r}."
+            )
+        return task.result()
 
     async def settled(self) -> HoverResult:
         """Wait until nothing waits or runs; the result of the last position carried out.
