@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import shutil
 import ssl
 import subprocess
+import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ import pytest
 from fake_triton import GrpcTriton, HttpTriton, grpc_server, http_server
 from ways import HTTP, ONCE, SCHEMES, call, open_way, transport, works
 
-from triton_sam.errors import InvalidInputError, ServerUnavailableError
+from triton_sam.errors import InvalidInputError, ServerTimeoutError, ServerUnavailableError
 from triton_sam.transport import Retries, TransportOptions, open_transport
 
 Seen = list[dict[str, str]]
@@ -66,6 +69,43 @@ def test_compression(scheme: str, compression: str) -> None:
     if scheme in HTTP:
         assert seen[0]["content-encoding"] == seen[0]["accept-encoding"] == compression
         assert int(seen[0]["content-length"]) < x.nbytes / 2
+
+
+@pytest.mark.parametrize("work", ["compress", "decompress"])
+def test_compression_does_not_hold_up_an_event_loop(
+    work: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[int] = []
+    done = getattr(gzip, work)
+
+    def noted(*args: Any) -> Any:
+        threads.append(threading.get_ident())
+        return done(*args)
+
+    monkeypatch.setattr(gzip, work, noted)
+    with http_server() as port, transport("aio+http", port, compression="gzip") as way:
+        assert works(way)
+    # Once here and once in the server, which has its own threads.
+    assert len(threads) == 2 and threading.get_ident() not in threads
+
+
+@pytest.mark.parametrize("scheme", HTTP)
+def test_compressing_counts_in_the_time_of_a_call(
+    scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compress, pauses = gzip.compress, [0.3]
+
+    def slow(*args: Any) -> bytes:
+        time.sleep(pauses.pop() if pauses else 0)  # the client's, not the server's
+        return compress(*args)
+
+    monkeypatch.setattr(gzip, "compress", slow)
+    with (
+        http_server() as port,
+        transport(scheme, port, compression="gzip", timeout_s=0.2) as way,
+        pytest.raises(ServerTimeoutError, match=r"within 0\.2 s"),
+    ):
+        way.infer(call())
 
 
 @pytest.mark.parametrize("scheme", HTTP)

@@ -9,6 +9,7 @@ from typing import Any
 import aiohttp
 
 from ..errors import ClientClosedError
+from ..flow import Deadline
 from .base import AsyncTritonTransport
 from .endpoint import Endpoint
 from .failures import UnsentError
@@ -32,13 +33,15 @@ class AsyncHttpTransport(AsyncTritonTransport):
         self._session: aiohttp.ClientSession | None = None
 
     async def _send(self, request: Request, timeout_s: float) -> Any:
+        deadline = Deadline(timeout_s)
         if self._options.compression == "none":
             message = write(request, self._options)
-        else:
-            message = await asyncio.to_thread(write, request, self._options)
-        return read(request, await self._exchange(message, timeout_s))
+            return read(request, await self._exchange(message, deadline))
+        message = await asyncio.to_thread(write, request, self._options)
+        answer = await self._exchange(message, deadline)
+        return await asyncio.to_thread(read, request, answer)
 
-    async def _exchange(self, message: Message, timeout_s: float) -> Answer:
+    async def _exchange(self, message: Message, deadline: Deadline) -> Answer:
         # Idle connections that the server has ended are noticed in a turn of the loop, and given
         # up in the next; otherwise one of them would be used.
         await asyncio.sleep(0)
@@ -51,7 +54,7 @@ class AsyncHttpTransport(AsyncTritonTransport):
                 self._base + message.path,
                 data=body,
                 headers=message.headers,
-                timeout=aiohttp.ClientTimeout(total=timeout_s),
+                timeout=aiohttp.ClientTimeout(total=deadline.left()),
                 allow_redirects=False,
             ) as response:
                 return Answer(response.status, response.headers, await response.read())

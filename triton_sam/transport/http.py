@@ -36,7 +36,8 @@ class HttpTransport(TritonTransport):
             connection.close()
 
     def _send(self, request: Request, timeout_s: float) -> Any:
-        return read(request, self._exchange(write(request, self._options), Deadline(timeout_s)))
+        deadline = Deadline(timeout_s)
+        return read(request, self._exchange(write(request, self._options), deadline))
 
     def _exchange(self, message: Message, deadline: Deadline) -> Answer:
         """One request and its answer on a connection that no other thread uses meanwhile."""
