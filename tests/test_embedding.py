@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,15 @@ def test_save_and_load(tmp_path: Path) -> None:
     loaded = Embedding.load(path)
     assert_equal(loaded, embedding())
     assert loaded.nbytes == embedding().nbytes == 4 * 3 * 16 * 16
+    assert [file.name for file in tmp_path.iterdir()] == ["photo.safetensors"]
+
+
+def test_threads_save_to_the_same_path(tmp_path: Path) -> None:
+    path, want = tmp_path / "photo.safetensors", embedding(side=128)
+    with ThreadPoolExecutor(8) as pool:
+        for saved in [pool.submit(want.save, path) for _ in range(100)]:
+            saved.result()
+    assert_equal(Embedding.load(path), want)
     assert [file.name for file in tmp_path.iterdir()] == ["photo.safetensors"]
 
 
