@@ -9,6 +9,7 @@ from pathlib import Path
 
 import triton_sam
 from triton_sam import errors
+from triton_sam.benchmark.cold import import_times
 
 ERRORS = {
     name
@@ -55,6 +56,11 @@ def test_unknown_attribute() -> None:
 
 def test_the_package_is_typed() -> None:
     assert (Path(triton_sam.__file__).parent / "py.typed").is_file()
+
+
+def test_importing_the_package_is_quick() -> None:
+    beneath, beyond = import_times().values()
+    assert beneath > 0 and 0 < beyond < 0.5
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:

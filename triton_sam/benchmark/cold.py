@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
@@ -9,6 +11,27 @@ from ..client import SAM2TritonClient
 from ..server import EmbeddedServer
 from .operations import Source
 from .subjects import Which
+
+_IMPORTS = """
+import time
+started = time.process_time()
+import numpy, tritonclient.http
+between = time.process_time()
+import triton_sam
+print(between - started, time.process_time() - between)
+"""
+
+
+def import_times() -> dict[str, float]:
+    """Seconds of processor time that importing takes in a fresh interpreter.
+
+    First what ``triton_sam`` rests on, then what it takes beyond that.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", _IMPORTS], capture_output=True, text=True, check=True
+    )
+    steps = ("import numpy, tritonclient", "import triton_sam beyond them")
+    return dict(zip(steps, map(float, done.stdout.split()), strict=True))
 
 
 def cold_start(url: str, which: Which, source: Source) -> dict[str, float]:

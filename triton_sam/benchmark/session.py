@@ -17,7 +17,7 @@ from ..server import EmbeddedServer
 from ..specs import Family
 from ..transport import open_transport
 from . import closed_loop, hovering, machine, throughput
-from .cold import cold_start, start_timed
+from .cold import cold_start, import_times, start_timed
 from .gpu import GpuSampler
 from .limits import measure_work
 from .measure import Plan
@@ -94,6 +94,7 @@ def measure(
         if server.start_s is not None:
             record.cold_start["server start"] = server.start_s
         source = workload.source()
+        record.cold_start.update(import_times())
         record.cold_start.update(cold_start(server.url, target.which, source))
         _limits(record, target)
         subject = stack.enter_context(served(server.url, target.which, watch))
