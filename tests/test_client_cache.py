@@ -117,6 +117,31 @@ def test_a_model_is_asked_once_what_it_is_and_again_after_an_error(face: str) ->
     assert encodings(transport) == 3
 
 
+def test_a_model_swapped_while_it_serves_is_noticed(face: str) -> None:
+    transport, swapped = fake(), False
+
+    def serve(call: Call) -> Arrays:
+        arrays = dict(answer(SAM2, call))
+        if swapped and call.model == SAM2.decoder.name:
+            arrays[SAM2.masks] = arrays[SAM2.masks] - np.float32(5)
+        return arrays
+
+    transport.answer = serve
+    with opened(face, transport, EmbeddingCache(MemoryTier())) as client:
+        client.set_image(photo())
+        before = client.embedding.model_version
+        swapped = True
+        client.set_image(photo())  # not asked again so soon
+        assert (encodings(transport), client.embedding.model_version) == (1, before)
+        client._core._fingerprint_end -= 10
+        client.set_image(photo())
+        assert encodings(transport) == 2 and client.embedding.model_version != before
+        swapped = False
+        client._core._fingerprint_end -= 10
+        client.set_image(photo())  # the old one is back, and its embedding is still there
+        assert (encodings(transport), client.embedding.model_version) == (2, before)
+
+
 def test_without_an_answer_of_the_decoder_the_cache_is_left_out(
     face: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -66,6 +66,8 @@ logger = logging.getLogger(__name__)
 DEFAULT_URL = "localhost:8000"
 _POLL_S = 0.2
 _SHORTEST_S = 0.001
+# A model may be swapped while it serves, without a failed call that would tell us.
+_VERSION_AGE_S = 10.0
 
 MakePrompt = Callable[..., Prompt]
 """``Prompt.create`` with everything but the image's size and the layout."""
@@ -143,6 +145,7 @@ class ClientCore:
         self._cache = cache or self._uncached
         self._served: dict[str, Served] = {}
         self._fingerprint: str | None = None
+        self._fingerprint_end = 0.0  # on the monotonic clock: then it is asked for again
         self._image: tuple[Embedding, Preview] | None = None
         self._tickets = itertools.count(1)
         self._current_ticket = 0
@@ -308,7 +311,7 @@ class ClientCore:
         """What tells the served models from others; ``None`` where it has to be known and isn't."""
         if not self._cache.keeps:
             return None
-        if self._fingerprint is None:
+        if self._fingerprint is None or time.monotonic() >= self._fingerprint_end:
             try:
                 served = yield from self._what_is_served(self.family.decoder.name, deadline)
                 answers = []
@@ -318,6 +321,7 @@ class ClientCore:
                 logger.warning("the cache is left out, since the decoder does not answer: %s", exc)
                 return None
             self._fingerprint = read_fingerprint(self.family, answers, served)
+            self._fingerprint_end = time.monotonic() + _VERSION_AGE_S
         return self._fingerprint
 
     def _infer(self, call: Call, deadline: Deadline) -> Flow[Arrays]:
