@@ -266,3 +266,9 @@ def test_files_that_hold_no_certificates(
     ]:
         with pytest.raises(InvalidInputError, match=message):
             open_transport(url, options)
+    gone = TransportOptions(ca_file=str(bad))
+    bad.unlink()
+    with pytest.raises(
+        InvalidInputError, match=r"bad\.pem' holds no PEM certificates: .*No such file"
+    ):
+        open_transport(url, gone)

@@ -61,11 +61,12 @@ class TransportOptions:
     """How a client talks to a server; the same for HTTP and gRPC, sync and async.
 
     ``timeout_s``: of a whole call, retries included, in seconds. ``ca_file``: PEM certificates to
-    trust with ``https`` and ``grpcs`` instead of the system's. ``cert_file``, ``key_file``: the
-    client's own certificate and its key, both PEM, for servers that ask for one. ``headers``: sent
-    with every call. ``bearer_token``: sent as ``Authorization: Bearer …``; it is left out of the
-    ``repr``. ``compression``: of what is sent, and over HTTP of the answer too. Embeddings are
-    floats that hardly shrink: it pays on slow lines only.
+    trust. Without it ``https`` trusts the system's, and ``grpcs`` those that gRPC brings along,
+    which a company's own authority is not among. ``cert_file``, ``key_file``: the client's own
+    certificate and its key, both PEM, for servers that ask for one. ``headers``: sent with every
+    call. ``bearer_token``: sent as ``Authorization: Bearer …``; it is left out of the ``repr``.
+    ``compression``: of what is sent, and over HTTP of the answer too. Embeddings are floats that
+    hardly shrink: it pays on slow lines only.
 
     Raises :class:`InvalidInputError` for what cannot be used.
     """
@@ -105,7 +106,7 @@ class TransportOptions:
         """The certificates for Python's own TLS. Raises :class:`InvalidInputError`."""
         try:
             context = ssl.create_default_context(cafile=self.ca_file)
-        except ssl.SSLError as exc:
+        except OSError as exc:  # an ssl.SSLError is one, and so is a file that cannot be read
             raise InvalidInputError(f"{self.ca_file!r} holds no PEM certificates: {exc}.") from exc
         if self.cert_file is not None:
             try:
