@@ -419,3 +419,22 @@ def test_close_ends_the_connections() -> None:
         assert works(way)
         way.close()
         assert isinstance(way, HttpTransport) and way._idle == []
+
+
+def test_closing_during_a_call_in_another_thread_ends_its_connection() -> None:
+    begun, closed = threading.Event(), threading.Event()
+
+    class Waiting(HttpTriton):
+        def do_POST(self) -> None:
+            begun.set()
+            closed.wait(10)
+            super().do_POST()
+
+    with http_server(Waiting) as port, ThreadPoolExecutor(1) as pool:
+        way = open_transport(f"127.0.0.1:{port}")
+        answered = pool.submit(works, way)
+        assert begun.wait(10)
+        way.close()
+        closed.set()
+        assert answered.result()
+        assert isinstance(way, HttpTransport) and way._idle == []

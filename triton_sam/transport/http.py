@@ -97,10 +97,12 @@ class HttpTransport(TritonTransport):
         return http.client.HTTPSConnection(host, port, timeout=timeout_s, context=self._tls)
 
     def _give_back(self, connection: http.client.HTTPConnection) -> None:
-        if self._exchanges.closed or connection.sock is None:
+        if connection.sock is None:
             connection.close()
-        else:
-            self._idle.append(connection)
+            return
+        self._idle.append(connection)
+        if self._exchanges.closed:  # looked at last: another thread may be closing just now
+            self._disconnect()
 
 
 def _read(response: http.client.HTTPResponse, sock: socket.socket, deadline: Deadline) -> bytes:
