@@ -83,17 +83,18 @@ def test_cancelled_ones_are_passed_over() -> None:
 def test_older_ones_are_given_up_for_a_newer_result() -> None:
     async def test() -> None:
         async with opened() as (client, server):
-            older = queue_multiple_requests(client, COORDS[:1], LABELS[:1], "s")
-            await turns()
-            server.let()
-            await older[0]
             tasks = queue_multiple_requests(client, COORDS, LABELS, "s")
             await turns()
+            server.let()
             # The newest answer comes first, as it may from another instance of the model.
-            tasks[0].cancel()
-            server.let(3)
-            await wait_for_latest_result([older[0], *tasks[1:]], client, "s")
-            assert client.get_session_status("s").pending == 0
+            newest, *older = tasks
+            masks, _ = await wait_for_latest_result([*older, newest], client, "s")
+            np.testing.assert_array_equal(masks, newest.result()[0])
+            await turns()
+            assert all(task.cancelled() for task in older) and len(server.cancelled) == 3
+            assert client.get_session_status("s") == SessionStatus(
+                "s", queued=4, sent=4, executed=1, dropped=3, completed=1
+            )
 
     run(test)
 
