@@ -80,6 +80,15 @@ def test_what_was_not_sent_names_its_cause(foreign: Exception, ours: type[Server
     assert str(foreign) in str(caught.value)
 
 
+def test_a_timeout_is_told_in_milliseconds() -> None:
+    endpoint = Endpoint.parse("localhost:8000")
+    with (
+        pytest.raises(ServerTimeoutError, match=r"^localhost:8000 gave no answer within 0\.3 s\.$"),
+        foreign_errors(endpoint, 0.299987),
+    ):
+        raise TimeoutError
+
+
 def test_our_own_errors_pass_unchanged() -> None:
     mine = errors.PromptError("mine")
     with (

@@ -116,7 +116,10 @@ def _is_lost(exc: BaseException) -> bool:
 
 
 def _timeout(endpoint: Endpoint, timeout_s: float) -> ServerTimeoutError:
-    return ServerTimeoutError(f"{endpoint.address} gave no answer within {timeout_s:g} s.")
+    # Of a call that takes several exchanges this is what was left for the last one.
+    return ServerTimeoutError(
+        f"{endpoint.address} gave no answer within {round(timeout_s, 3):g} s."
+    )
 
 
 def _unavailable(endpoint: Endpoint, why: str) -> ServerUnavailableError:
