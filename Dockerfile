@@ -14,7 +14,7 @@ FROM ${TRITON_IMAGE}
 # that both decode the same pixels; ONNX Runtime's is built for CUDA 13, as the image is.
 ARG ONNXRUNTIME=onnxruntime-gpu==1.31.1
 RUN python3 -m pip install --no-cache-dir --no-deps --break-system-packages \
-      numpy==2.3.5 pillow==12.3.0 pycocotools==2.0.11 "${ONNXRUNTIME}"
+      numpy==2.4.6 pillow==12.3.0 pycocotools==2.0.11 "${ONNXRUNTIME}"
 
 COPY triton_sam/errors.py /opt/triton-sam/triton_sam/
 COPY triton_sam/server /opt/triton-sam/triton_sam/server

@@ -71,7 +71,7 @@ def test_of_a_hundred_queued_requests_the_server_drops_those_cancelled(
     labels = [np.ones((16, 1))] * 100
 
     async def burst() -> SessionStatus:
-        async with SpeculativeSAM2Client(server.url, timeout_s=300) as client:
+        async with SpeculativeSAM2Client(server.url, timeout_s=300, embedding="client") as client:
             image = await client.encode(photo(100, 100))
             coarse = {"image_embeddings": image.tensors["image_embeddings"]}
             image = replace(image, tensors=coarse)

@@ -146,14 +146,14 @@ class TestDockerfile:
         copied = dict(re.findall(r"^COPY (\S+) (\S+)$", DOCKERFILE, re.MULTILINE))
         for volume in service()["volumes"][1:]:
             source, target, _ = volume.removeprefix("./").split(":")
-            assert f"!{source}" in ignore
+            assert f"!{Path(source).parts[0]}" in ignore
             assert target == copied[source].rstrip("/") + (
                 f"/{Path(source).name}" if copied[source].endswith("/") else ""
             )
 
     def test_its_backends_are_those_that_the_image_does_not_have(self, tmp_path: Path) -> None:
         """The loop of the RUN instruction, in folders of the test's."""
-        match = re.search(r"^RUN ((?:.*\\\n)+.*)$", DOCKERFILE, re.MULTILINE)
+        match = re.search(r"^RUN (for (?:.*\\\n)+.*)$", DOCKERFILE, re.MULTILINE)
         assert match is not None
         source, target = tmp_path / "backends", tmp_path / "opt"
         for name in ("onnxruntime", "another"):

@@ -41,35 +41,36 @@ def _assert_parity(
     degenerate: bool = False,
     face: str = "sync",
     images: int = 3,
+    embedding: str = "auto",
 ) -> None:
-    with open_client(face, url, model_type=family.name) as client:
+    with open_client(face, url, model_type=family.name, embedding=embedding) as client:
         for name, image in islice(_images(), images):
             for difference in compare_image(client, predictor, image, name):
                 assert difference.within_tolerance, difference
                 assert degenerate or 0 < difference.foreground < 1, difference
 
 
-@pytest.fixture(scope="module")
-def official(exported: Exported) -> Remembering:
-    return Remembering(sam2.predictor(exported.model()))
+@pytest.fixture(scope="module", params=SMALL)
+def served(
+    request: pytest.FixtureRequest, small: Callable[[str], Exported]
+) -> Iterator[tuple[Exported, Remembering, EmbeddedServer]]:
+    """A small random model of each family, its official predictor, and a server for it."""
+    result = small(request.param)
+    with EmbeddedServer(result.repository) as server:
+        yield result, Remembering(result.predictor()), server
 
 
+@pytest.mark.parametrize("embedding", ["server", "client"])
 @pytest.mark.parametrize("face", FACES)
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
-def test_small_model_with_random_weights(
-    official: Remembering, server: EmbeddedServer, protocol: str, face: str
+def test_small_models_with_random_weights(
+    served: tuple[Exported, Remembering, EmbeddedServer], protocol: str, face: str, embedding: str
 ) -> None:
+    result, official, server = served
     url = server.url if protocol == "grpc" else f"http://{server.http_url}"
     # What differs between images is decided before the faces part.
     images = 3 if (protocol, face) == ("grpc", "sync") else 1
-    _assert_parity(url, SPEC, official, face=face, images=images)
-
-
-@pytest.mark.parametrize("name", sorted(SMALL.keys() - {"sam2"}))
-def test_small_models_of_the_other_families(name: str, small: Callable[[str], Exported]) -> None:
-    result = small(name)
-    with EmbeddedServer(result.repository) as server:
-        _assert_parity(server.url, result.family, result.predictor())
+    _assert_parity(url, result.family, official, face=face, images=images, embedding=embedding)
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,8 @@ class OnnxRuntimeTransport:
         return dict(zip(call.outputs, values, strict=True))
 
     def served(self, model: str, timeout_s: float | None = None) -> Served:
+        if model not in self._sessions:
+            raise ModelNotReadyError(f"Not among the exported models: {model!r}.")
         session = self._sessions[model]
         # Overridable initializers are ONNX Runtime's word for optional inputs.
         inputs = session.get_inputs() + session.get_overridable_initializers()
