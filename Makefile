@@ -27,7 +27,7 @@ format: .venv/ready  ## rewrite in the project's format
 test: .venv/ready  ## all tests but the slow ones
 	$(KEEP_MEMORY) .venv/bin/python -m pytest -m "not slow"
 
-test-slow: .venv/ready  ## the full-size checks: base_plus and vit_b served, every SAM 2.1 export
+test-slow: .venv/ready  ## full-size checks: a model of each family served, every SAM 2.1 export
 	$(KEEP_MEMORY) .venv/bin/python -m pytest -m slow
 
 configure: .venv/ready  ## write model_repository/*/config.pbtxt from the table

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,32 +38,47 @@ SEEDS = {"sam3": 3}
 class Exported:
     """A checkpoint, the repository that it was exported to, and what the exporter measured."""
 
-    family: Family
+    name: str
     variant: str
     model_cfg: str
     checkpoint: Path
     repository: Path
     differences: list[Difference]
 
+    @property
+    def family(self) -> Family:
+        return FAMILIES[self.name]
+
     def model(self) -> torch.nn.Module:
-        return WRAPPERS[self.family.name].build_model(self.model_cfg, self.checkpoint)
+        return WRAPPERS[self.name].build_model(self.model_cfg, self.checkpoint)
 
     def predictor(self) -> Predictor:
-        return WRAPPERS[self.family.name].predictor(self.model())
+        return WRAPPERS[self.name].predictor(self.model())
 
     def file(self, model: str) -> Path:
         """The ONNX file of the model of that name."""
         spec = next(spec for spec in self.family.models if spec.name == model)
         return self.repository / model / "1" / spec.file
 
+    def manifest(self, model: str) -> Any:
+        """What the exporter wrote about the model of that name."""
+        return json.loads((self.file(model).parent / "export.json").read_text())
 
-def export_random(family: Family, variant: str, folder: Path, cfg: str | None = None) -> Exported:
+
+def export_random(name: str, variant: str, folder: Path, cfg: str | None = None) -> Exported:
     """The pair of a checkpoint with random weights; ``cfg``: not the variant's configuration."""
+    family = FAMILIES[name]
     cfg = cfg or family.variant(variant).model_cfg
-    checkpoint = make_checkpoint(family, cfg, folder / f"{variant}.pt", SEEDS.get(family.name, 0))
+    checkpoint = make_checkpoint(family, cfg, folder / f"{variant}.pt", SEEDS.get(name, 0))
     repository = folder / "repository"
     differences = export(family, variant, checkpoint, repository, model_cfg=cfg, default=True)
-    return Exported(family, variant, cfg, checkpoint, repository, differences)
+    return Exported(name, variant, cfg, checkpoint, repository, differences)
+
+
+def export_apart(name: str, variant: str, folder: Path) -> Exported:
+    """:func:`export_random` in a process of its own, which gives its memory back when it ends."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(export_random, name, variant, folder).result()
 
 
 @pytest.fixture(scope="session")
@@ -69,7 +88,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Exported]
     @cache
     def export_once(name: str) -> Exported:
         variant, cfg = SMALL[name]
-        return export_random(FAMILIES[name], variant, tmp_path_factory.mktemp(name), cfg)
+        return export_random(name, variant, tmp_path_factory.mktemp(name), cfg)
 
     return export_once
 

@@ -16,7 +16,6 @@ import torch
 from conftest import Exported
 from numpy.typing import NDArray
 
-from triton_sam import repository
 from triton_sam.errors import CheckpointError, InvalidInputError
 from triton_sam.export import sam3
 from triton_sam.specs import FAMILIES
@@ -251,14 +250,3 @@ def test_the_script_says_what_it_takes(tmp_path: Path) -> None:
     done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 1
     assert f"No SAM 3 checkpoint at {tmp_path}: config.json and" in done.stderr
-
-
-@pytest.mark.slow
-def test_the_full_size_tracker(tmp_path: Path) -> None:
-    from conftest import export_random
-
-    result = export_random(SPEC, "tracker", tmp_path)
-    assert repository.check(result.repository) == []
-    manifest = json.loads((result.file("sam3_encoder").parent / "export.json").read_text())
-    assert manifest["peak_memory_mb"] < 20_000
-    print(json.dumps(manifest, indent=1))
