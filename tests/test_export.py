@@ -61,6 +61,7 @@ def test_the_manifest_tells_where_the_pair_came_from(each: Exported) -> None:
         manifest = each.manifest(model.name)
         origin = repository.describe_checkpoint(each.checkpoint)
         assert manifest["checkpoint"] == {"file": each.checkpoint.name, **origin}
+        assert manifest["precision"] == "fp32"
         assert manifest["versions"]["torch"] == torch.__version__
         assert len(manifest["parity"]) == len(each.differences)
         assert manifest["opset"] <= 20 and manifest["ir_version"] <= 10

@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +21,7 @@ from .. import repository
 from ..errors import ExportError, InvalidInputError
 from ..specs import Family
 from . import onnx
-from .parity import Difference, compare
+from .parity import Difference, Predictor, compare
 from .precision import halve
 from .wrappers import WRAPPERS
 
@@ -68,27 +69,49 @@ def export(
             files = {}
             modules = wrapper.modules(model, family)
             for spec in family.models:
-                module, examples = modules[spec.name]
                 folder = Path(scratch) / spec.name
                 folder.mkdir()
                 with _step(bar, f"trace {spec.name}"):
+                    module, examples = modules[spec.name]
                     files[spec.name] = onnx.trace(module, spec, examples, folder)
             predictor = wrapper.predictor(model.to(device))
             with _step(bar, "compare with PyTorch"):
-                if precision == "fp16":
-                    half = halve(family, predictor, files, Path(scratch))
-                    files, differences = half.files, half.differences
-                    origin |= half.as_dict()
-                else:
-                    differences = compare(family, predictor, files)
-                    _require_parity(differences)
+                proven = _prove(family, predictor, files, precision, Path(scratch))
             with _step(bar, f"install in {output}"):
-                proof = _describe_proof(differences, time.monotonic() - started)
+                proof = _describe_proof(proven.differences, time.monotonic() - started)
                 target = family if default else family.named(variant)
-                paths = zip(target.models, files.values(), strict=True)
+                paths = zip(target.models, proven.files.values(), strict=True)
                 named = {spec.name: path for spec, path in paths}
-                repository.install(output, target, named, origin | proof)
-    return differences
+                repository.install(output, target, named, origin | proven.facts | proof)
+    return proven.differences
+
+
+@dataclass(frozen=True)
+class _Proven:
+    """A pair that may be installed. ``facts``: what the manifests say about its precision."""
+
+    files: dict[str, Path]
+    differences: list[Difference]
+    facts: dict[str, Any]
+
+
+def _prove(
+    family: Family,
+    predictor: Predictor,
+    files: dict[str, Path],
+    precision: Precision,
+    scratch: Path,
+) -> _Proven:
+    """The float32 pair ``files``, or what became of it in ``precision``, held against PyTorch.
+
+    Raises :class:`ExportError` where masks are too far from the official ones.
+    """
+    if precision == "fp16":
+        half = halve(family, predictor, files, scratch)
+        return _Proven(half.files, half.differences, half.as_dict())
+    differences = compare(family, predictor, files)
+    _require_parity(differences)
+    return _Proven(files, differences, {"precision": "fp32"})
 
 
 @contextmanager
@@ -115,7 +138,6 @@ def _describe(
         "variant": variant,
         "model_cfg": cfg,
         "checkpoint": {"file": checkpoint.name, **repository.describe_checkpoint(checkpoint)},
-        "precision": "fp32",
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "opset": onnx.OPSET,
         "ir_version": onnx.IR_VERSION,
