@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import fakehub
 import pytest
@@ -17,7 +19,7 @@ from triton_sam import cli
 from triton_sam.downloads import Patience, Store
 from triton_sam.errors import ChecksumError, InvalidInputError, OfflineError, RepositoryError
 from triton_sam.repository import describe_file
-from triton_sam.setup import Setup
+from triton_sam.setup import Setup, Step
 from triton_sam.specs import FAMILIES, Family
 
 IMPATIENT = Patience(connect_s=2, stall_s=2, attempts=2, first_wait_s=0.01, longest_wait_s=0.02)
@@ -34,15 +36,24 @@ class Bench:
     calls: list[str] = field(default_factory=list)
 
     def export(
-        self, family: Family, variant: str, checkpoint: Path, root: Path, default: bool
+        self,
+        family: Family,
+        variant: str,
+        checkpoint: Path,
+        root: Path,
+        default: bool,
+        precision: str,
     ) -> None:
-        """Put in place what the real exporter made of the same checkpoint."""
+        """Put in place what the real exporter made of the same checkpoint, in float32."""
         assert describe_file(checkpoint) == describe_file(self.exported.checkpoint)
         self.calls.append(variant)
         served = family if default else family.named(variant)
         for own, model in zip(SPEC.models, served.models, strict=True):
             made = self.exported.repository / own.name / "1"
             shutil.copytree(made, root / model.name / "1", dirs_exist_ok=True)
+            manifest = root / model.name / "1/export.json"
+            said = json.loads(manifest.read_text())
+            manifest.write_text(json.dumps(said | {"precision": precision}))
 
     def setup(self, **changes: object) -> Setup:
         store = Store(patience=IMPATIENT)
@@ -98,6 +109,45 @@ def test_another_variant_lies_beside_the_default(bench: Bench) -> None:
     assert bench.calls == ["demo", "demo"]
 
 
+def test_another_precision_is_another_export(bench: Bench) -> None:
+    assert bench.skipped() == DONE
+    again = {**RIGHT, "export": False, "verify": False}
+    for precision in ("fp16", "fp32"):
+        assert bench.skipped(precision=precision) == again
+        assert bench.skipped(precision=precision) == RIGHT
+    assert len(bench.calls) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("sam3", ("onnx", None, "fp32")),
+        ("sam3 --variant q4", ("onnx", None, "q4")),
+        ("sam3 --precision fp16", ("onnx", None, "fp16")),
+        ("sam3 --from checkpoint --precision fp16", ("checkpoint", None, "fp16")),
+        ("sam2 --variant large", ("checkpoint", "large", "fp32")),
+        ("sam2 --variant large --precision fp16", ("checkpoint", "large", "fp16")),
+    ],
+)
+def test_what_the_command_sets_up(
+    words: str, expected: tuple[str, str | None, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def run(self: Setup) -> Iterator[Step]:
+        asked.append((self.road, self.variant, self.precision))
+        return iter(())
+
+    monkeypatch.setattr(Setup, "run", run)
+    assert cli.main(["setup", *words.split()]) == 0
+    assert asked == [expected]
+
+
+def test_a_published_pair_has_one_precision(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["setup", "sam3", "--variant", "q4", "--precision", "fp16"]) == 1
+    assert "give --variant or --precision" in capsys.readouterr().err
+
+
 def test_the_published_pair_goes_to_the_installer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,8 +163,8 @@ def test_the_published_pair_goes_to_the_installer(
             FAMILIES["sam3"],
             tmp_path / "repository",
             tmp_path,
-            "q4",
-            "onnx",
+            road="onnx",
+            precision="q4",
             store=Store(patience=IMPATIENT),
             install=install,
         )
@@ -182,8 +232,9 @@ def test_what_cannot_be_downloaded_leaves_the_repository_alone(bench: Bench) -> 
 
 
 def test_an_export_that_is_not_as_the_table_says_is_told(bench: Bench) -> None:
-    def half(family: Family, variant: str, checkpoint: Path, root: Path, default: bool) -> None:
-        bench.export(family, variant, checkpoint, root, default)
+    def half(*arguments: Any) -> None:
+        bench.export(*arguments)
+        root: Path = arguments[3]
         (root / "sam2_encoder/1/model.onnx").unlink()
 
     with pytest.raises(RepositoryError, match=r"1 problems in .* sam2_encoder: 1/model\.onnx is"):

@@ -28,11 +28,11 @@ class Step:
 
 
 def export_checkpoint(
-    family: Family, variant: str, checkpoint: Path, root: Path, default: bool
+    family: Family, variant: str, checkpoint: Path, root: Path, default: bool, precision: str
 ) -> None:
     """Export ``checkpoint`` into the model repository ``root``."""
     exporter = _import("triton_sam.export.pipeline")
-    exporter.export(family, variant, checkpoint, root, default=default)
+    exporter.export(family, variant, checkpoint, root, default=default, precision=precision)
 
 
 def install_published(family: Family, folder: Path, root: Path, precision: str) -> None:
@@ -54,10 +54,11 @@ def _import(name: str) -> Any:
 class Setup:
     """One family on its way into a model repository.
 
-    ``variant``: of the checkpoint, or with the road ``onnx`` the precision of the published pair;
-    ``None`` is the default. ``road``: ``checkpoint`` exports it, ``onnx`` takes the pair that
-    others have exported. ``default``: install the variant as the family's default, under its names.
-    ``export`` and ``install``: how the models get into ``root``.
+    ``variant``: of the checkpoint; ``None`` is the default. ``road``: ``checkpoint`` exports it,
+    ``onnx`` takes the pair that others have exported. ``default``: install the variant as the
+    family's default, under its names. ``precision``: of the export, ``fp32`` or ``fp16``, or a
+    name that the pair is published under. ``export`` and ``install``: how the models get into
+    ``root``.
     """
 
     family: Family
@@ -66,8 +67,9 @@ class Setup:
     variant: str | None = None
     road: Road = "checkpoint"
     default: bool = False
+    precision: str = "fp32"
     store: Store = field(default_factory=Store)
-    export: Callable[[Family, str, Path, Path, bool], None] = export_checkpoint
+    export: Callable[[Family, str, Path, Path, bool, str], None] = export_checkpoint
     install: Callable[[Family, Path, Path, str], None] = install_published
 
     def run(self) -> Iterator[Step]:
@@ -119,7 +121,7 @@ class Setup:
             )
         return published_files(
             self.family.published,
-            self.variant,
+            self.precision,
             self.checkpoints,
             offline=self.store.offline,
             refresh=self.store.force,
@@ -135,12 +137,14 @@ class Setup:
         return _step("configure", "config.pbtxt", started, skipped=same)
 
     def _is_installed(self, files: Sequence[RemoteFile]) -> bool:
-        """Whether the models come from these very files, and are whole."""
+        """Whether the models come from these very files, in this precision, and are whole."""
         sources = [sha256_of(file.target) for file in files]
+        manifests = [repository.read_manifest(self.root, m.name) for m in self._served.models]
         if self.road == "checkpoint":
             described = repository.describe_checkpoint(self._checkpoint, sha256_of)
             sources = [described["sha256"]]
-        manifests = [repository.read_manifest(self.root, m.name) for m in self._served.models]
+            if any(m and m.get("precision", "fp32") != self.precision for m in manifests):
+                return False
         return (
             not self.store.force
             and all(any(_names(m, source) for m in manifests) for source in sources)
@@ -149,12 +153,10 @@ class Setup:
 
     def _install(self, files: Sequence[RemoteFile]) -> None:
         if self.road == "onnx":
-            pair = self.family.published
-            precision = self.variant or (next(iter(pair.precisions)) if pair else "")
-            self.install(self.family, files[0].target.parent, self.root, precision)
+            self.install(self.family, files[0].target.parent, self.root, self.precision)
             return
-        variant = self.family.variant(self.variant)
-        self.export(self.family, variant.name, self._checkpoint, self.root, self.default)
+        variant = self.family.variant(self.variant).name
+        self.export(self.family, variant, self._checkpoint, self.root, self.default, self.precision)
 
 
 def _step(name: str, detail: str, started: float, skipped: bool) -> Step:
