@@ -18,6 +18,7 @@ from triton_sam import cli
 from triton_sam.downloads import Patience, RemoteFile, Store, sha256_of
 from triton_sam.downloads.meta import meta_file
 from triton_sam.downloads.notes import note_path
+from triton_sam.downloads.transfer import Interrupted, retrying
 from triton_sam.errors import (
     ChecksumError,
     DiskSpaceError,
@@ -220,6 +221,65 @@ def test_nobody_answers(tmp_path: Path) -> None:
         pass
     with pytest.raises(DownloadError, match=r"could not be fetched: .*refused, 3 times in a row"):
         STORE.ensure([_remote(host.url, tmp_path)])
+
+
+@pytest.fixture
+def no_proxies(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name in ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    return monkeypatch
+
+
+def test_a_proxy_is_asked(no_proxies: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with hosted(_whole) as proxy:
+        no_proxies.setenv("HTTP_PROXY", proxy.url)
+        STORE.ensure([_remote("http://files.invalid", tmp_path)])
+        assert [path for _, path, _ in proxy.seen] == ["http://files.invalid/model.pt"]
+    _assert_right(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("proxy", "message"),
+    [
+        ("socks5://127.0.0.1:1080", "a SOCKS proxy, which needs a package: pip install socksio"),
+        ("ftp://proxy", "cannot be used: Unknown scheme for proxy URL .* Check HTTPS_PROXY"),
+    ],
+)
+def test_a_proxy_that_cannot_be_used(
+    proxy: str, message: str, no_proxies: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    no_proxies.setitem(sys.modules, "socksio", None)
+    no_proxies.setenv("ALL_PROXY", proxy)
+    with hosted(_whole) as host:
+        with pytest.raises(DownloadError, match=message):
+            STORE.ensure([_remote(host.url, tmp_path)])
+        assert host.seen == []
+    assert _names(tmp_path) == []
+
+
+def test_a_mirror_that_is_no_address(tmp_path: Path) -> None:
+    with pytest.raises(DownloadError, match=r"is not an address: .* Check TRITON_SAM_MIRROR"):
+        STORE.ensure([_remote("mirror.example/files", tmp_path)])
+
+
+def test_waits_grow_and_the_server_may_ask_for_longer() -> None:
+    def waits(asked_s: float) -> list[float]:
+        waited: list[float] = []
+        again = retrying(Patience(first_wait_s=1, longest_wait_s=8, attempts=6))
+        again.sleep = waited.append
+
+        def fail() -> None:
+            raise Interrupted("busy", asked_s)
+
+        with pytest.raises(Interrupted):
+            again(fail)
+        return waited
+
+    # Up to a second of jitter comes on top.
+    for asked_s, expected in ((0, [1, 2, 4, 8, 8]), (3, [3, 3, 4, 8, 8]), (99, [8] * 5)):
+        for waited, least in zip(waits(asked_s), expected, strict=True):
+            assert least <= waited <= least + 1
 
 
 def test_a_full_disk_is_said_before_anything_is_fetched(tmp_path: Path) -> None:

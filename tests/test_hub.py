@@ -176,3 +176,24 @@ def test_a_hub_that_fails(hub: Host, tmp_path: Path) -> None:
     with pytest.raises(DownloadError, match=r"could not be asked .* the hub answered 500"):
         STORE.ensure(checkpoint_files(GATED, None, tmp_path, IMPATIENT))
     assert len(hub.seen) == 1 + IMPATIENT.attempts
+
+
+def test_a_hub_that_cannot_be_asked(
+    hub: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "hub.example")
+    for ask in (
+        lambda: published_files(PAIR, None, tmp_path, patience=IMPATIENT),
+        lambda: STORE.ensure(checkpoint_files(GATED, None, tmp_path, IMPATIENT)),
+    ):
+        with pytest.raises(DownloadError, match=r"HF_ENDPOINT is 'hub\.example', and not"):
+            ask()
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.setenv("ALL_PROXY", "ftp://proxy")
+    for ask in (
+        lambda: published_files(PAIR, None, tmp_path, patience=IMPATIENT),
+        lambda: STORE.ensure(checkpoint_files(GATED, None, tmp_path, IMPATIENT)),
+    ):
+        with pytest.raises(DownloadError, match=r"names a proxy that cannot be used"):
+            ask()
+    assert hub.seen == []

@@ -20,7 +20,7 @@ from huggingface_hub.hf_api import RepoFile
 
 from ..errors import DownloadError, GatedModelError
 from .remote import RemoteFile
-from .transfer import Interrupted, Patience, retrying
+from .transfer import Interrupted, Patience, new_client, retrying
 
 _HUB = "https://huggingface.co"
 
@@ -43,6 +43,7 @@ class HubFile(RemoteFile):
         Raises :class:`GatedModelError` where a token or an accepted licence is missing.
         """
         with _explained(self.repository, self.url):
+            new_client(self.patience).close()  # the hub's own would not explain itself
             return retrying(self.patience)(self._ask)
 
     def _ask(self) -> RemoteFile:
@@ -93,6 +94,7 @@ def list_files(repository: str, folder: str, revision: str = "main") -> dict[str
     """Path and size in bytes of each file in a ``folder`` of a hub repository."""
     # The listing is tried again by huggingface_hub itself.
     with _explained(repository, f"{endpoint()}/{repository}"), _transient():
+        new_client(Patience()).close()
         api = HfApi(endpoint=endpoint(), token=get_token() or False)
         tree = api.list_repo_tree(repository, folder, revision=revision)
         return {entry.path: entry.size for entry in tree if isinstance(entry, RepoFile)}
@@ -113,6 +115,10 @@ def _transient() -> Iterator[None]:
         if status == 429 or status >= 500:
             raise Interrupted(f"the hub answered {status}") from exc
         raise
+    except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as exc:
+        raise DownloadError(
+            f"HF_ENDPOINT is {endpoint()!r}, and not an address such as {_HUB}."
+        ) from exc
     except httpx2.HTTPError as exc:
         raise Interrupted(" ".join(str(exc).split()) or type(exc).__name__) from exc
 

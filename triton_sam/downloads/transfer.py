@@ -66,6 +66,25 @@ def retrying(patience: Patience) -> Retrying:
     )
 
 
+def new_client(patience: Patience) -> httpx2.Client:
+    """An HTTP client that waits as long as ``patience`` says.
+
+    Raises :class:`DownloadError` when the environment names a proxy that cannot be used.
+    """
+    timeout = httpx2.Timeout(patience.stall_s, connect=patience.connect_s)
+    try:
+        return httpx2.Client(timeout=timeout, follow_redirects=True)
+    except ImportError as exc:
+        raise DownloadError(
+            "The environment names a SOCKS proxy, which needs a package: pip install socksio."
+        ) from exc
+    except ValueError as exc:
+        raise DownloadError(
+            f"The environment names a proxy that cannot be used: {_one_line(exc)}. Check "
+            "HTTPS_PROXY, HTTP_PROXY and ALL_PROXY."
+        ) from exc
+
+
 def fetch(remote: RemoteFile, part: Path, patience: Patience) -> None:
     """Bring ``remote`` to ``part``, going on from what is there already.
 
@@ -73,9 +92,8 @@ def fetch(remote: RemoteFile, part: Path, patience: Patience) -> None:
     ``SSL_CERT_FILE`` …). Raises :class:`DownloadError` or one of its kinds; ``part`` keeps what
     came.
     """
-    timeout = httpx2.Timeout(patience.stall_s, connect=patience.connect_s)
     with (
-        httpx2.Client(timeout=timeout, follow_redirects=True) as client,
+        new_client(patience) as client,
         tqdm(
             desc=remote.target.name,
             total=remote.nbytes,
@@ -129,10 +147,13 @@ class _Transfer:
                 self._receive(answer, have)
         except httpx2.TimeoutException as exc:
             raise Interrupted("the server stopped sending") from exc
+        except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as exc:
+            raise DownloadError(
+                f"{self.remote.url} is not an address: {_one_line(exc)}. Check TRITON_SAM_MIRROR "
+                "and HF_ENDPOINT."
+            ) from exc
         except httpx2.HTTPError as exc:
             raise Interrupted(_one_line(exc)) from exc
-        except httpx2.InvalidURL as exc:
-            raise DownloadError(f"{self.remote.url} is not an address: {exc}.") from exc
 
     def _headers(self, have: int) -> dict[str, str]:
         # Compressed on the way, the bytes could neither be counted nor resumed.
