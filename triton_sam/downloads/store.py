@@ -99,7 +99,8 @@ class Store:
         if free < needed:
             raise DiskSpaceError(
                 f"{remote.target.name} needs {readable(needed)} and {part.parent.absolute()} has "
-                f"{readable(free)} free. Make room, or choose another folder with --output."
+                f"{readable(free)} free. Make room, or choose another folder (--output of "
+                "`download`, --checkpoints of `setup`)."
             )
 
 
