@@ -26,6 +26,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from triton_sam import SAM2TritonClient, cli
+from triton_sam.aliases import write_aliases
 from triton_sam.demo import demo_photo, demo_repository
 from triton_sam.errors import AdminError, RepositoryError
 from triton_sam.repository import write_configs
@@ -212,6 +213,26 @@ class TestCommand:
         assert [f for f in command if "load-model" in f] == ["--load-model=sam2_encoder"]
         with pytest.raises(RepositoryError, match="fits none of sam2_decoder, sam2_encoder"):
             self.command(TRITON_SAM_MODELS="sam9_*")
+
+    def test_an_alias_brings_its_encoder(self, tmp_path: Path) -> None:
+        root = Path(shutil.copytree(demo_repository(), tmp_path / "models"))
+        write_aliases(root)
+        command = server_command(
+            [f"--model-repository={root}"], {"TRITON_SAM_MODELS": "*_large_encoder"}
+        )
+        (served,) = (Path(f.partition("=")[2]) for f in command if "model-repository=" in f)
+        names = ["sam2.1_large_encoder", "sam2_encoder"]
+        assert sorted(path.name for path in served.iterdir()) == names
+
+    def test_an_alias_without_its_encoder_is_left_out(self, tmp_path: Path) -> None:
+        root = Path(shutil.copytree(demo_repository(), tmp_path / "models"))
+        write_aliases(root)
+        shutil.rmtree(root / "sam2_encoder")
+        found = find_models(root)
+        assert found.names == ("sam2_decoder", "sam2_preprocess")
+        assert found.skipped == dict.fromkeys(
+            ("sam2.1_large_encoder", "sam2_encoder_jpeg"), "it is made of sam2_encoder"
+        )
 
     def test_other_instances_than_configured_are_pointed_out(
         self, capsys: pytest.CaptureFixture[str]

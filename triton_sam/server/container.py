@@ -28,7 +28,7 @@ from pathlib import Path
 
 from ..errors import RepositoryError, SamError
 from .control import check_mode, control_flags, read_key, restriction_flags
-from .models import Models, find_models, is_predictor
+from .models import Models, find_models, is_predictor, parts
 
 PREDICTOR_PACKAGES = ("numpy", "onnxruntime", "PIL", "pycocotools")
 
@@ -98,11 +98,16 @@ def _runnable(models: Models) -> Models:
 
 
 def _chosen(models: Models, patterns: str) -> Models:
-    """Those of ``models`` that one of ``patterns`` fits; all of them without patterns."""
+    """Those of ``models`` that one of ``patterns`` fits, and what they are made of.
+
+    Without patterns all of them.
+    """
     wanted = [pattern.strip() for pattern in patterns.split(",") if pattern.strip()]
     if not wanted:
         return models
-    names = tuple(n for n in models.names if any(fnmatchcase(n, pattern) for pattern in wanted))
+    fitting = {n for n in models.names if any(fnmatchcase(n, pattern) for pattern in wanted)}
+    needed = {part for name in fitting for part in parts(models.root / name)}
+    names = tuple(name for name in models.names if name in fitting | needed)
     if not names:
         raise RepositoryError(
             f"TRITON_SAM_MODELS is {patterns!r}, which fits none of {', '.join(models.names)}."

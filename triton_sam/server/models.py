@@ -46,8 +46,9 @@ def find_models(repository: Path) -> Models:
         missing = _missing_file(configs[name].parent, text)
         if missing is not None:
             skipped[name] = f"{missing} is missing"
-    skipped.update(_broken_ensembles(texts, skipped))
-    skipped.update(_lonely_predictors(texts, skipped))
+    whole = {name: text for name, text in texts.items() if name not in skipped}
+    skipped.update(_broken_ensembles(whole))
+    skipped.update(_lonely_predictors(whole))
     names = tuple(name for name in texts if name not in skipped)
     if not names:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
@@ -78,16 +79,26 @@ def is_predictor(config: str) -> bool:
     return backend is not None and backend[1] == "sam"
 
 
-def _lonely_predictors(texts: dict[str, str], skipped: dict[str, str]) -> Iterator[tuple[str, str]]:
+def _lonely_predictors(texts: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """The predictors among the configurations ``texts`` that lack their pair, and what of it."""
     for name, text in texts.items():
         pair = [name.removesuffix("predictor") + part for part in ("encoder", "decoder")]
-        lacking = [model for model in pair if model not in texts or model in skipped]
-        if is_predictor(text) and lacking and name not in skipped:
+        lacking = [model for model in pair if model not in texts]
+        if is_predictor(text) and lacking:
             yield name, f"it runs {', '.join(lacking)}"
 
 
-def _broken_ensembles(texts: dict[str, str], skipped: dict[str, str]) -> Iterator[tuple[str, str]]:
+def _broken_ensembles(texts: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """The ensembles among the configurations ``texts`` that lack a part, and which."""
     for name, text in texts.items():
-        lacking = [step for step in _STEP.findall(text) if step in skipped]
-        if lacking and name not in skipped:
+        lacking = [step for step in _STEP.findall(text) if step not in texts]
+        if lacking:
             yield name, f"it is made of {', '.join(lacking)}"
+
+
+def parts(model: Path) -> list[str]:
+    """The models that the ensemble in the folder ``model`` is made of; none if it is no ensemble.
+
+    Triton does not start when one of them is missing from what it serves.
+    """
+    return _STEP.findall((model / "config.pbtxt").read_text("utf-8", "replace"))

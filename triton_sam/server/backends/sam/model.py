@@ -51,7 +51,8 @@ class TritonPythonModel:
         on_gpu = args["model_instance_kind"] == "GPU"
         device = Device("cuda" if on_gpu else "cpu", int(args["model_instance_device_id"] or 0))
         spec = family(given["family"]).named(given.get("variant"))
-        root = Path(args["model_repository"]).parent
+        # Free of links: the pair may be in the repository and not be served itself.
+        root = Path(args["model_repository"]).resolve().parent
         try:
             settings = Settings.read(os.environ, on_gpu)
             engine = Engine(spec, root, device, default_threads())
