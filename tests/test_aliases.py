@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import queue
+import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from io import BytesIO
@@ -170,6 +172,22 @@ def test_the_variant_goes_before_the_default(tmp_path: Path) -> None:
     assert f'model_name: "{large.name}"' in text
     text = (tmp_path / "sam2_encoder_jpeg/config.pbtxt").read_text()
     assert f'model_name: "{SAM2.encoder.name}"' in text
+
+
+def test_another_variant_in_its_place_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    encoder = Path(shutil.copytree(demo_repository() / "sam2_encoder", tmp_path / "sam2_encoder"))
+    write_aliases(tmp_path)
+    assert caplog.messages == [
+        "sam2.1_large_encoder is served by sam2_encoder, which is the variant demo and not large."
+    ]
+    caplog.clear()
+    # As `export sam2 --variant large --default` leaves it.
+    manifest = encoder / "1/export.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"variant": "large"}))
+    write_aliases(tmp_path)
+    assert caplog.messages == []
 
 
 def test_without_an_encoder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

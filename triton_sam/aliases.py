@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .files import write_atomically
-from .repository import HEADER, Problem, render_tensors
+from .repository import HEADER, Problem, read_manifest, render_tensors
 from .specs import FAMILIES, Family, Tensor
 from .specs.aliases import ALIASES, Alias
 
@@ -77,13 +77,13 @@ def _source(root: Path, alias: Alias) -> Family | None:
     """The family, with its models' names, whose encoder the alias stands for."""
     default = FAMILIES[alias.family]
     for family in (default.named(alias.variant), default):
-        if (root / family.encoder.name / "1" / family.encoder.file).exists():
-            if alias.variant and family is default and alias.variant != default.default_variant:
+        name = family.encoder.name
+        if (root / name / "1" / family.encoder.file).exists():
+            installed = (read_manifest(root, name) or {}).get("variant")
+            if alias.variant and installed != alias.variant:
                 _log.warning(
-                    "%s is served by %s, since the variant %s is not installed.",
-                    alias.name,
-                    family.encoder.name,
-                    alias.variant,
+                    "%s is served by %s, which is the variant %s and not %s.",
+                    *(alias.name, name, installed or "of an unknown name", alias.variant),
                 )
             return family
     return None
