@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shlex
@@ -124,6 +125,19 @@ class TestCompose:
         explicit = service(TRITON_SAM_MODEL_CONTROL="explicit")["command"]
         assert "--model-control-mode=explicit" in explicit
         assert "--disable-auto-complete-config" in explicit
+
+    def test_it_is_restarted_and_has_what_models_need(self) -> None:
+        found = service()
+        assert found["restart"] == "unless-stopped"
+        assert found["init"] is True
+        assert found["shm_size"] == "2gb"
+        assert found["ulimits"] == {"memlock": -1, "stack": 64 << 20, "nofile": 1 << 16}
+        # The largest request: one embedding of SAM 3, in float32, and some prompts.
+        embedding = sum(math.prod(t.dims[1:]) * 4 for t in FAMILIES["sam3"].encoder.outputs)
+        (limit,) = (f for f in found["command"] if flag_name(f) == "--http-max-input-size")
+        assert int(limit.partition("=")[2]) > 2 * embedding > 40e6
+        metrics = [f for f in found["command"] if flag_name(f) == "--metrics-config"]
+        assert "--metrics-config=histogram_latencies=true" in metrics
 
     def test_the_log_is_rotated(self) -> None:
         assert service()["logging"]["options"] == {"max-size": "10m", "max-file": "5"}

@@ -9,17 +9,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+from unittest.mock import create_autospec
 
 import fakehub
 import pytest
 from conftest import SPEC, Exported
 from fakehost import Host, hosted
 
-from triton_sam import cli
+from triton_sam import cli, published
 from triton_sam.downloads import Patience, Store
 from triton_sam.errors import ChecksumError, InvalidInputError, OfflineError, RepositoryError
+from triton_sam.export import pipeline
 from triton_sam.repository import describe_file
-from triton_sam.setup import Setup, Step
+from triton_sam.setup import Setup, Step, export_checkpoint, install_published
 from triton_sam.specs import FAMILIES, Family
 
 IMPATIENT = Patience(connect_s=2, stall_s=2, attempts=2, first_wait_s=0.01, longest_wait_s=0.02)
@@ -141,6 +143,20 @@ def test_what_the_command_sets_up(
     monkeypatch.setattr(Setup, "run", run)
     assert cli.main(["setup", *words.split()]) == 0
     assert asked == [expected]
+
+
+def test_the_real_exporter_and_installer_are_given_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export, install = create_autospec(pipeline.export), create_autospec(published.install)
+    monkeypatch.setattr(pipeline, "export", export)
+    monkeypatch.setattr(published, "install", install)
+    export_checkpoint(SPEC, "tiny", tmp_path / "tiny.pt", tmp_path, True, "fp16")
+    export.assert_called_once_with(
+        SPEC, "tiny", tmp_path / "tiny.pt", tmp_path, default=True, precision="fp16"
+    )
+    install_published(FAMILIES["sam3"], tmp_path / "from", tmp_path, "q4")
+    install.assert_called_once_with(FAMILIES["sam3"], tmp_path / "from", tmp_path, "q4")
 
 
 def test_a_published_pair_has_one_precision(capsys: pytest.CaptureFixture[str]) -> None:
