@@ -18,6 +18,7 @@ from conftest import Exported
 
 from triton_sam import SAM2TritonClient, cli
 from triton_sam.admin import reload
+from triton_sam.core import Where
 from triton_sam.demo import demo_photo, demo_repository
 from triton_sam.errors import (
     AdminError,
@@ -30,6 +31,7 @@ from triton_sam.server.control import ADMIN_HEADER, check_key, read_key
 
 KEY = "a-key:with=both_0123456789"
 PAIR = ("sam2_encoder", "sam2_decoder")
+PREDICTOR = "sam2_predictor"
 PROMPT: dict[str, Any] = {"point_coords": [[300, 168]], "point_labels": [1]}
 Logits = npt.NDArray[np.float32]
 
@@ -64,9 +66,10 @@ def status(server: EmbeddedServer, method: str, path: str, key: str | None = Non
 class Clicks(threading.Thread):
     """One click after the other on an image that was encoded once, and all the answers."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, embedding: Where = "client") -> None:
         super().__init__()
         self._url = url
+        self._embedding: Where = embedding
         self.answers: list[Logits] = []
         self.error: Exception | None = None
         self.encoded = threading.Event()
@@ -74,7 +77,7 @@ class Clicks(threading.Thread):
 
     def run(self) -> None:
         try:
-            with SAM2TritonClient(self._url) as client:
+            with SAM2TritonClient(self._url, embedding=self._embedding) as client:
                 client.set_image(demo_photo())
                 while not self.stop.is_set():
                     self.answers.append(client.predict(**PROMPT)[0])
@@ -87,7 +90,10 @@ class Clicks(threading.Thread):
 def test_a_pair_is_swapped_under_load_without_a_failed_request(
     controlled: EmbeddedServer, repository: Path, exported: Exported, server: EmbeddedServer
 ) -> None:
-    with SAM2TritonClient(server.url) as reference, SAM2TritonClient(controlled.url) as client:
+    with (
+        SAM2TritonClient(server.url) as reference,
+        SAM2TritonClient(controlled.url, embedding="client") as client,
+    ):
         reference.set_image(demo_photo())
         wanted, _ = reference.predict(**PROMPT)
         client.set_image(demo_photo())
@@ -121,13 +127,55 @@ def test_a_pair_is_swapped_under_load_without_a_failed_request(
         assert olds == sorted(olds, reverse=True)  # never back to the old one
 
 
+def test_a_predictor_is_swapped_under_load_without_a_failed_request(
+    controlled: EmbeddedServer, repository: Path, exported: Exported, tmp_path: Path
+) -> None:
+    """Handles of the old one are unknown to the new one; clients send their image again."""
+    with SAM2TritonClient(controlled.url, embedding="server") as client:
+        client.set_image(demo_photo())
+        before, _ = client.predict(**PROMPT)
+        clicks = [
+            Clicks(controlled.url, "server"),
+            Clicks(f"http://{controlled.http_url}", "server"),
+        ]
+        for thread in clicks:
+            thread.start()
+        for thread in clicks:
+            assert thread.encoded.wait(60)
+        kept = {model: repository / model / "1" / "model.onnx" for model in PAIR}
+        for model, file in kept.items():
+            shutil.copyfile(file, tmp_path / model)
+            other = demo_repository() / model / "1" / "model.onnx"
+            swap(model, other, repository)
+        # As the exporter does: Triton looks for changes in the model's own folder alone.
+        (repository / PREDICTOR / "1" / "pair.json").write_text("{}")
+        (done,) = reload([PREDICTOR], controlled.http_url, KEY)
+        counts = [len(thread.answers) for thread in clicks]
+        for thread, count in zip(clicks, counts, strict=True):
+            while thread.error is None and len(thread.answers) < count + 3:
+                thread.join(0.02)
+            thread.stop.set()
+            thread.join(60)
+        after, _ = client.predict(**PROMPT)
+        for model in PAIR:
+            swap(model, tmp_path / model, repository)
+    assert (done.model, done.versions) == (PREDICTOR, ("1",))
+    assert np.abs(before - after).max() > 1
+    for thread in clicks:
+        assert thread.error is None
+        olds = [np.allclose(answer, before, atol=1e-3) for answer in thread.answers]
+        news = [np.allclose(answer, after, atol=1e-3) for answer in thread.answers]
+        assert olds == [not new for new in news]
+        assert olds[0] and news[-1]
+
+
 def test_a_broken_model_leaves_the_old_one_serving(
     controlled: EmbeddedServer, repository: Path, tmp_path: Path
 ) -> None:
     file = repository / "sam2_decoder" / "1" / "model.onnx"
     good = shutil.copyfile(file, tmp_path / "good.onnx")
     (tmp_path / "broken.onnx").write_bytes(b"not a graph")
-    with SAM2TritonClient(controlled.url) as client:
+    with SAM2TritonClient(controlled.url, embedding="client") as client:
         client.set_image(demo_photo())
         before, _ = client.predict(**PROMPT)
         swap("sam2_decoder", tmp_path / "broken.onnx", repository)
@@ -241,7 +289,9 @@ def test_the_command(
     (tmp_path / "key").write_text(KEY + "\n")
     assert cli.main(["reload", "sam2", "--key-file", str(tmp_path / "key")]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split("  ")[:2] for line in lines] == [[name, "version 1"] for name in PAIR]
+    assert [line.split("  ")[:2] for line in lines] == [
+        [name, "version 1"] for name in (*PAIR, PREDICTOR)
+    ]
     monkeypatch.setenv("TRITON_SAM_ADMIN_KEY", KEY)
     assert cli.main(["reload", "sam2", "--variant", "large"]) == 1
     assert "no model 'sam2_large_encoder' in its repository" in capsys.readouterr().err
