@@ -74,8 +74,11 @@ def record_of(*series: Series) -> Record:
     return Record([], "", {}, {}, {"family": "sam2"}, {}, series=list(series))
 
 
-def run_of(seed: int, factor: float = 1.0, machine: float = 1.0) -> Record:
-    """A run as they are: skewed times, drift that meets all alike, outliers of three times."""
+def run_of(seed: int, factor: float = 1.0, machine: float = 1.0, client_s: float = 0.0) -> Record:
+    """A run as they are: skewed times, drift that meets all alike, outliers of three times.
+
+    ``client_s``: what the client's own code takes longer, in the served path and in the reference.
+    """
     generator = np.random.default_rng(seed)
     drift = np.exp(0.03 * drifting(150, 0.9, generator))
 
@@ -84,8 +87,14 @@ def run_of(seed: int, factor: float = 1.0, machine: float = 1.0) -> Record:
         outliers = np.where(generator.random(150) < 0.03, 3.0, 1.0)
         return list(machine * median * drift * own * outliers)
 
-    subject = Series("click", "1 prompt", "client", "subject", times(0.03 * factor), True)
-    reference = Series("click", "1 prompt", "in process", "reference", times(0.02), True)
+    served, models = times(0.03 * factor), times(0.02)
+    subject = Series("click", "1 prompt", "client", "subject", [s + client_s for s in served], True)
+    reference = Series(
+        *("click", "1 prompt", "in process", "reference"),
+        seconds=[0.001 + s + client_s for s in models],
+        precise=True,
+        yardstick=models,
+    )
     return record_of(subject, reference)
 
 
@@ -108,10 +117,40 @@ def test_a_slower_machine_is_no_slower_build() -> None:
     changes = compare(run_of(1), run_of(2, machine=1.25))
     assert verdict(changes) == "same" and slower(changes) == []
     text = render(changes)
-    assert "The machine or its load changed too: in process moved" in text
+    assert "The machine, its load or the client's code changed: in process moved too" in text
     slow = compare(run_of(1), run_of(2, factor=1.1, machine=1.25))
     assert [change.after.subject for change in slower(slow)] == ["client"]
     assert slower(slow)[0].ratio == pytest.approx(1.1, rel=0.03)
+
+
+def test_a_slower_client_is_seen_though_the_reference_has_the_same_client() -> None:
+    verdicts = [
+        verdict(compare(run_of(2 * i), run_of(2 * i + 1, client_s=0.003))) for i in range(60)
+    ]
+    assert verdicts.count("slower") >= 57
+
+
+def test_another_way_to_the_same_server_takes_nothing_out() -> None:
+    def by_two_ways(seed: int, factor: float) -> Record:
+        subject = run_of(seed, factor).series[0]
+        return record_of(subject, replace(subject, subject="client, HTTP", role="reference"))
+
+    changes = compare(by_two_ways(1, 1.0), by_two_ways(2, 1.1))
+    assert [change.reference for change in changes] == [None, None]
+    assert verdict(changes) == "slower"
+
+
+@pytest.mark.parametrize("short", [0, 1])
+def test_a_reference_of_other_rounds_takes_nothing_out(short: int) -> None:
+    records = [run_of(1), run_of(2)]
+    subject, reference = records[short].series
+    cut = replace(reference, seconds=reference.seconds[1:], yardstick=reference.yardstick[1:])
+    records[short] = record_of(subject, cut)
+    change = compare(records[0], records[1])[0]
+    assert change.reference is None
+    assert change.ratio == pytest.approx(
+        change.after.median.value / change.before.median.value, rel=1e-9
+    )
 
 
 def test_what_else_differs_is_said() -> None:
@@ -133,7 +172,14 @@ def test_few_samples_do_not_tell() -> None:
     assert "1 with too few samples to tell" in render(changes)
 
 
-def test_series_that_only_one_record_has_are_left_out() -> None:
+def test_series_that_only_one_record_has_are_left_out_and_named() -> None:
     before, after = run_of(1), run_of(2)
     renamed = [replace(series, workload="2 prompts") for series in after.series]
-    assert compare(before, replace(after, series=renamed)) == []
+    other = replace(after, series=renamed)
+    assert compare(before, other) == []
+    assert circumstances(before, other) == [
+        "click: 1 prompt · client: only before, not compared",
+        "click: 1 prompt · in process: only before, not compared",
+        "click: 2 prompts · client: only after, not compared",
+        "click: 2 prompts · in process: only after, not compared",
+    ]

@@ -27,9 +27,9 @@ _RESAMPLES = 1000
 class Change:
     """One series in both records.
 
-    ``before``, ``after``: medians in seconds. ``ratio``: after / before, corrected by how much
-    the ``reference`` of the same rounds moved, where both records have one; ``low``, ``high``:
-    its confidence interval.
+    ``ratio``: the medians' after / before, corrected by how much the models of the ``reference``
+    of the same rounds moved, where both records have one; ``low``, ``high``: its confidence
+    interval.
     """
 
     before: Series
@@ -51,8 +51,10 @@ def compare(
 
     A change is reported when the ratio of the medians differs from 1 by ``tolerance`` or more
     *and* its interval excludes 1. The interval is a block bootstrap's, which takes drift within a
-    run into account. Drift between runs is taken out with the reference that was measured in the
-    same rounds. The ``confidence`` holds for all series together (Bonferroni).
+    run into account. Drift between runs is taken out with the yardstick of a reference that was
+    measured in the same rounds: never with another way to the same server, nor with the client's
+    own part of a reference, since either would take out a change of the build as well. The
+    ``confidence`` holds for all series together (Bonferroni).
     """
     pairs = _pairs(before, after)
     each = 1 - (1 - confidence) / max(len(pairs), 1)
@@ -67,16 +69,18 @@ def _pairs(before: Record, after: Record) -> list[tuple[Series, Series]]:
 
 
 def _references(before: Record, after: Record, subject: Series) -> tuple[Series, Series] | None:
-    """The first reference of the workload that both have; none for a reference itself."""
+    """The first yardstick of the workload that both have; none for a reference itself."""
     if subject.role == "reference":
         return None
-    for old in before.of(subject.benchmark).get(subject.workload, []):
-        if old.role != "reference" or len(old.seconds) != len(subject.seconds):
-            continue
-        for new in after.of(subject.benchmark).get(subject.workload, []):
-            if new.key == old.key:
-                return old, new
-    return None
+    old, new = (_yardsticks(record, subject) for record in (before, after))
+    return next(((old[name], new[name]) for name in old if name in new), None)
+
+
+def _yardsticks(record: Record, subject: Series) -> dict[str, Series]:
+    """References whose n-th time was taken in the same round as the n-th of ``subject``."""
+    rivals = record.of(subject.benchmark).get(subject.workload, [])
+    rounds = next(len(one.seconds) for one in rivals if one.key == subject.key)
+    return {one.subject: one for one in rivals if len(one.yardstick) == rounds}
 
 
 def _change(
@@ -114,9 +118,9 @@ class _Estimate:
 
 
 def _log_median(series: Series, reference: Series | None, seed: int) -> _Estimate:
-    """Logarithm of the median, less the reference's, and its standard error."""
+    """Logarithm of the median, less that of the yardstick, and its standard error."""
     own = np.asarray(series.seconds)
-    if reference is None or len(reference.seconds) != len(own):
+    if reference is None:
 
         def alone(times: Values) -> Values:
             logarithm: NDArray[np.float64] = np.log(np.median(times, axis=-1))
@@ -131,7 +135,7 @@ def _log_median(series: Series, reference: Series | None, seed: int) -> _Estimat
         )
         return difference
 
-    other = np.asarray(reference.seconds)
+    other = np.asarray(reference.yardstick)
     value = against(own[None], other[None])
     return _Estimate(float(value[0]), _spread(bootstrap([own, other], against, _RESAMPLES, seed)))
 
@@ -141,7 +145,7 @@ def _spread(values: Values) -> float:
 
 
 def circumstances(before: Record, after: Record) -> list[str]:
-    """What else differs: machine, model, versions and settings, a line for each."""
+    """What else differs: machine, model, versions, settings and series, a line for each."""
     pairs = {
         "processor": (before.machine.get("processor"), after.machine.get("processor")),
         "cores": (before.machine.get("cores"), after.machine.get("cores")),
@@ -150,9 +154,20 @@ def circumstances(before: Record, after: Record) -> list[str]:
     for name in ("versions", "settings"):
         old, new = getattr(before, name), getattr(after, name)
         pairs |= {key: (old.get(key), new.get(key)) for key in {**old, **new}}
-    return [
+    lines = [
         f"{name}: {old} before, {new} after" for name, (old, new) in pairs.items() if old != new
     ]
+    return lines + _only(before, after, "before") + _only(after, before, "after")
+
+
+def _only(these: Record, others: Record, when: str) -> list[str]:
+    known = {series.key for series in others.series}
+    missing = [series for series in these.series if series.key not in known]
+    return [f"{_title(series)}: only {when}, not compared" for series in missing]
+
+
+def _title(series: Series) -> str:
+    return f"{series.benchmark}: {series.workload} · {series.subject}"
 
 
 def slower(changes: Sequence[Change]) -> list[Change]:
@@ -164,11 +179,10 @@ def render(changes: Sequence[Change]) -> str:
     """The changes as text, and a last line that says what they come to."""
     rows = [["", "before", "after", "ratio", "interval", "verdict"]]
     for change in changes:
-        title = f"{change.after.benchmark}: {change.after.workload} · {change.after.subject}"
         mark = "" if change.reference is None else " *"
         rows.append(
             [
-                title,
+                _title(change.after),
                 ms(change.before.median.value),
                 ms(change.after.median.value),
                 f"{change.ratio:.3f}{mark}",
@@ -176,11 +190,10 @@ def render(changes: Sequence[Change]) -> str:
                 change.verdict,
             ]
         )
-    return (
-        columns(rows)
-        + "\n\n  * corrected by how much the reference of the same rounds moved\n\n"
-        + _conclusion(changes)
-    )
+    text = columns(rows) + "\n\n"
+    if any(change.reference is not None for change in changes):
+        text += "  * corrected by how much the models of a reference in the same rounds moved\n\n"
+    return text + _conclusion(changes)
 
 
 def _conclusion(changes: Sequence[Change]) -> str:
@@ -199,5 +212,5 @@ def _conclusion(changes: Sequence[Change]) -> str:
     ]
     if moved:
         names = ", ".join(dict.fromkeys(moved))
-        text += f". The machine or its load changed too: {names} moved"
+        text += f". The machine, its load or the client's code changed: {names} moved too"
     return text + "."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 from .measure import is_precise
 from .openloop import Burst, LatestWins, Pointer, ServedPointer, hover
@@ -19,11 +20,20 @@ _PAUSE_S = 0.05
 _MIN_BURSTS, _MAX_BURSTS = 3, 60
 
 
+@dataclass(frozen=True)
+class _Bursted:
+    """A burst, how many requests the server ran for it, and :meth:`Subject.call_s` of it."""
+
+    burst: Burst
+    executed: int | None
+    call_s: float | None
+
+
 def measure(run: Run, budget_s: float) -> None:
     """Bursts of mouse events, a burst of each subject in turn."""
     rate, subjects, source = run.workload.rate_hz, run.low_resolution, run.workload.source()
     title = f"{rate:g} events/s"
-    found: dict[str, list[tuple[Burst, int | None]]] = {s.name: [] for s in subjects}
+    found: dict[str, list[_Bursted]] = {s.name: [] for s in subjects}
     with ExitStack() as stack:
         begin = {s.name: stack.enter_context(_pointers(run, s, source)) for s in subjects}
         for turn in run.turns(f"hover: {title}", budget_s, _MIN_BURSTS, _MAX_BURSTS):
@@ -31,13 +41,22 @@ def measure(run: Run, budget_s: float) -> None:
                 burst = _burst(run, subject, begin[subject.name], source, turn)
                 found[subject.name].append(burst)
     for subject in subjects:
-        bursts = [burst for burst, _ in found[subject.name]]
-        executed = [count for _, count in found[subject.name]]
+        bursts = [one.burst for one in found[subject.name]]
+        executed = [one.executed for one in found[subject.name]]
+        calls = [one.call_s for one in found[subject.name] if one.call_s is not None]
         run.record.hovering.append(_summary(subject, rate, bursts, executed))
         last = [burst.last for burst in bursts]
         precise = is_precise(last, run.plan.precision)
         run.record.series.append(
-            Series("hover", f"{title}, last mask", subject.name, subject.role, last, precise)
+            Series(
+                "hover",
+                f"{title}, last mask",
+                subject.name,
+                subject.role,
+                last,
+                precise,
+                yardstick=calls,
+            )
         )
 
 
@@ -56,15 +75,15 @@ def _pointers(run: Run, subject: Subject, source: Source) -> Iterator[Callable[[
 
 def _burst(
     run: Run, subject: Subject, begin: Callable[[], Pointer], source: Source, turn: int
-) -> tuple[Burst, int | None]:
-    """One movement, and how many requests the server ran for it, where it can be asked."""
+) -> _Bursted:
+    """One movement of the mouse."""
     events = max(2, round(run.workload.rate_hz * run.workload.burst_s))
     positions = mouse_path(events, source.photo.image.size, turn)
     time.sleep(_PAUSE_S)
     subject.start()
     burst = hover(begin(), positions, run.workload.rate_hz)
     executed = None if subject.watch is None else subject.watch.stop(len(burst.done)).executions
-    return burst, executed
+    return _Bursted(burst, executed, subject.call_s())
 
 
 def _summary(

@@ -30,7 +30,9 @@ class Series:
     were taken in the same round. ``precise``: whether the median is as sure as was asked for.
     ``stages``: where the time of a typical operation goes, in seconds. ``overhead_s``: median of
     the client's time minus the server's. ``cpu_s``: processor time of this process for one
-    operation. ``wire``: bytes up and down for one operation at the client's socket.
+    operation. ``wire``: bytes up and down for one operation at the client's socket. ``yardstick``:
+    of a reference in this process, the part of each of ``seconds`` that its models took, where
+    none of the client's code runs; with ``hover`` and ``throughput`` of a call on average.
     """
 
     benchmark: str
@@ -43,6 +45,7 @@ class Series:
     overhead_s: float | None = None
     cpu_s: float | None = None
     wire: dict[str, int] | None = None
+    yardstick: list[float] = field(default_factory=list)
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -144,6 +147,7 @@ def series_of(
         for total, details in zip(samples.seconds, samples.details, strict=True)
     ]
     overheads = [row["total"] - row["request"] for row in rows if row.get("request")]
+    in_models = [row.get("transport", row["total"]) for row in rows] if subject.in_process else []
     return Series(
         benchmark,
         workload,
@@ -154,6 +158,7 @@ def series_of(
         stages=typical_stages(rows),
         overhead_s=float(np.median(overheads)) if overheads else None,
         cpu_s=samples.cpu_s / len(samples.seconds),
+        yardstick=[round(value, 7) for value in in_models[:MAX_SAMPLES]],
     )
 
 

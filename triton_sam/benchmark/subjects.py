@@ -49,6 +49,18 @@ class Subject:
     url: str | None = None
     full_size_only: bool = False
 
+    @property
+    def in_process(self) -> bool:
+        """Whether it runs its models itself."""
+        return self.url is None
+
+    def call_s(self) -> float | None:
+        """Mean seconds of a call of its models since :meth:`start`; ``None`` on a server."""
+        calls = [] if self.transport is None else self.transport.take()
+        if not calls or not self.in_process:
+            return None
+        return sum(call.seconds for call in calls) / len(calls)
+
     def stages(self) -> dict[str, float]:
         """Seconds since :meth:`start`: in the transport, and on the server by its counters."""
         if self.transport is None:

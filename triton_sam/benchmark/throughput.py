@@ -26,10 +26,11 @@ Ask = Callable[[int], object]
 
 @dataclass
 class _Measured:
-    """A level and what the server counted meanwhile."""
+    """A level, what the server counted meanwhile, and :meth:`Subject.call_s` of each segment."""
 
     level: Level
     counters: Counters = field(default_factory=Counters)
+    calls: list[float | None] = field(default_factory=list)
 
 
 def measure(run: Run, budget_s: float) -> None:
@@ -75,13 +76,12 @@ def _ask(segmenter: Segmenter, source: Source, number: int) -> Ask:
 
 
 def _segment(subject: Subject, asks: list[Ask], seconds: float, measured: _Measured) -> None:
-    if subject.watch is None:
-        run_segment(asks, seconds, measured.level)
-        return
     before = len(measured.level.seconds)
-    subject.watch.start()
+    subject.start()
     run_segment(asks, seconds, measured.level)
-    measured.counters += subject.watch.stop(len(measured.level.seconds) - before)
+    if subject.watch is not None:
+        measured.counters += subject.watch.stop(len(measured.level.seconds) - before)
+    measured.calls.append(subject.call_s())
 
 
 def _add(run: Run, subject: Subject, measured: _Measured) -> None:
@@ -106,7 +106,9 @@ def _add(run: Run, subject: Subject, measured: _Measured) -> None:
             failures=level.failures,
         )
     )
-    each = [1 / rate for rate in level.rates if rate > 0]
+    answered = [index for index, rate in enumerate(level.rates) if rate > 0]
+    each = [1 / level.rates[index] for index in answered]
+    calls = [measured.calls[index] for index in answered]
     if each:
         run.record.series.append(
             Series(
@@ -116,5 +118,6 @@ def _add(run: Run, subject: Subject, measured: _Measured) -> None:
                 subject.role,
                 each,
                 is_precise(each, run.plan.precision),
+                yardstick=[call for call in calls if call is not None],
             )
         )

@@ -229,8 +229,8 @@ def _add_compare(commands: Commands) -> None:
         "say what changed between two measurements beyond noise",
         epilog=(
             "A change is reported when the medians differ by the tolerance and the difference is\n"
-            "significant over all series together. Where both files have a reference that was\n"
-            "measured in the same rounds, what it moved by is taken out first.\n\n"
+            "significant over all series together. Where both files have a reference that ran its\n"
+            "models in the same rounds, what those moved by is taken out first.\n\n"
             f"Exit status: 0, or {SLOWER} when something that is no reference became slower."
         ),
     )
