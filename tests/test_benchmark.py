@@ -18,12 +18,14 @@ from conftest import Exported
 from PIL import Image
 
 from triton_sam import cli
-from triton_sam.benchmark import document, plots, report, table
+from triton_sam.benchmark import document, plots, report, session, table
 from triton_sam.benchmark.measure import Plan, interleave
 from triton_sam.benchmark.record import Record, Series, read_record
 from triton_sam.benchmark.references import ONNXRUNTIME, PYTORCH
+from triton_sam.benchmark.run import Workload
 from triton_sam.benchmark.server_stats import Watch, open_statistics
 from triton_sam.benchmark.statistics import percentiles
+from triton_sam.benchmark.subjects import Which
 from triton_sam.protocol import Call
 from triton_sam.server import EmbeddedServer
 from triton_sam.transport import Transport, open_transport
@@ -115,6 +117,24 @@ def test_a_click_on_the_stub_is_split_as_the_stub_counts_it(clicked: dict[str, P
     # One embedding, and what HTTP and JSON say about it; one mask, its score.
     assert 0 < series.wire["up"] - 4 * 256 * 64 * 64 < 2000
     assert 0 < series.wire["down"] - 4 * (256 * 256 + 1) < 2000
+
+
+def test_clicks_of_all_kinds_are_about_one_encoded_image() -> None:
+    plan = Plan(budget_s=4)
+    with stub_triton.running([5]) as url, closing(open_statistics(url)) as statistics:
+        target = session.Target(Which("sam2"), Path("none"), url)
+        workload = Workload(megapixels=(0.05,), prompts=(1, 2), clients=3)
+        record = session.measure(target, ["click", "hover", "throughput"], workload, plan, [])
+        counted = statistics.read()["sam2_encoder"]
+    assert counted.requests == 3  # two of them for the cold start
+    assert [*record.of("click")] == [
+        "1 prompt, logits",
+        "2 prompts, logits",
+        "1 prompt, mask at 0.05 MP",
+    ]
+    assert record.hovering[0].answered > 0
+    assert [one.clients for one in record.throughput] == [1, 2, 3]
+    assert all(one.rate > 0 and one.failures == 0 for one in record.throughput)
 
 
 @pytest.fixture(scope="module")

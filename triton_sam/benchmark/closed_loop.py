@@ -11,7 +11,7 @@ from .operations import Click, Encode, Pipeline
 from .profile import profile
 from .record import series_of
 from .run import Run
-from .subjects import Subject, Which, served
+from .subjects import Subject, served
 from .wire import Bytes, counting
 
 # Of the time of a case, for counting bytes and for the profile; and the most turns of each.
@@ -40,9 +40,9 @@ def click(run: Run) -> Iterator[Case]:
     """Prompts about an image that is set: low-resolution logits, then masks at image size."""
     source = run.workload.source()
     for count in run.workload.prompts:
-        make = partial(Click, source=source, prompts=count)
+        make = partial(Click, source=source, embedding=run.embedding, prompts=count)
         yield Case("click", f"{_several(count, 'prompt')}, logits", make, run.low_resolution)
-    make = partial(Click, source=source, full_size=True)
+    make = partial(Click, source=source, embedding=run.embedding, full_size=True)
     yield Case("click", f"1 prompt, mask at {source.photo.title}", make, run.subjects)
 
 
@@ -80,23 +80,27 @@ def _measure(run: Run, case: Case, budget_s: float) -> None:
         found = series_of(
             case.benchmark, case.title, subject, samples[subject.name], run.plan.precision
         )
-        wire = _count_bytes(case, subject, run.which, turns)
+        wire = _count_bytes(case, subject, run, turns)
         run.record.series.append(replace(found, wire=wire))
     lines = profile(operations[case.subjects[0].name], turns)
     run.record.profiles[what] = [asdict(line) for line in lines]
     run.say(what, 1)
 
 
-def _count_bytes(case: Case, subject: Subject, which: Which, turns: int) -> dict[str, int] | None:
-    """Bytes of one operation, on a connection of its own; ``None`` where there is no wire."""
+def _count_bytes(case: Case, subject: Subject, run: Run, turns: int) -> dict[str, int] | None:
+    """Bytes of one operation, on a connection of its own; ``None`` where there is no wire.
+
+    Where images are encoded, the kilobyte that describes the encoder is among those of the first.
+    """
     if subject.url is None:
         return None
     with counting(subject.url) as proxy:
         if proxy is None:
             return None
-        with served(proxy.url, which) as counted:
+        with served(proxy.url, run.which) as counted:
+            # Opens the connection and asks for the decoder's description.
+            counted.client.predict([[1, 1]], [1], embedding=run.embedding)
             operation = case.make(counted)
-            _once(operation, 0)  # opens the connection and asks for the models' descriptions
             before = proxy.total
             for turn in range(1, 1 + turns):
                 _once(operation, turn)

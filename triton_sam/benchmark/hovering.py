@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from .measure import is_precise
 from .openloop import Burst, LatestWins, Pointer, ServedPointer, hover
@@ -35,7 +36,7 @@ def measure(run: Run, budget_s: float) -> None:
     title = f"{rate:g} events/s"
     found: dict[str, list[_Bursted]] = {s.name: [] for s in subjects}
     with ExitStack() as stack:
-        begin = {s.name: stack.enter_context(_pointers(run, s, source)) for s in subjects}
+        begin = {s.name: stack.enter_context(_pointers(run, s)) for s in subjects}
         for turn in run.turns(f"hover: {title}", budget_s, _MIN_BURSTS, _MAX_BURSTS):
             for subject in subjects:
                 burst = _burst(run, subject, begin[subject.name], source, turn)
@@ -61,16 +62,15 @@ def measure(run: Run, budget_s: float) -> None:
 
 
 @contextmanager
-def _pointers(run: Run, subject: Subject, source: Source) -> Iterator[Callable[[], Pointer]]:
+def _pointers(run: Run, subject: Subject) -> Iterator[Callable[[], Pointer]]:
     """What begins a burst: the client's hover on a server, a stand-in for it in process."""
-    file = source.file(0)
+    embedding = run.embedding
     if subject.url is not None:
         with open_background(subject.url, run.which) as client:
-            embedding = client.encode(file)
             yield lambda: ServedPointer(client, embedding)
     else:
-        subject.segmenter.set_image(file)
-        yield lambda: LatestWins(lambda at: subject.segmenter.predict([at], [1]))
+        predict = partial(subject.client.predict, embedding=embedding)
+        yield lambda: LatestWins(lambda at: predict([at], [1]))
 
 
 def _burst(

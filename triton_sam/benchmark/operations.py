@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
+from ..embedding import Embedding
 from .subjects import Subject
 from .workloads import Clicks, Photo, clicks
 
@@ -47,21 +49,31 @@ class Encode:
 
 
 class Click:
-    """One call with ``prompts`` prompts about an image that is set already.
+    """One call with ``prompts`` prompts about an image that is encoded already.
 
-    ``full_size``: ask for masks at the size of the image and not for the low-resolution logits.
+    ``embedding``: of the image; what takes none sets the image itself, once. ``full_size``: ask for
+    masks at the size of the image and not for the low-resolution logits.
     """
 
     def __init__(
-        self, subject: Subject, source: Source, prompts: int = 1, full_size: bool = False
+        self,
+        subject: Subject,
+        source: Source,
+        embedding: Embedding,
+        prompts: int = 1,
+        full_size: bool = False,
     ) -> None:
         self._subject = subject
         self._source = source
         self._prompts = prompts
-        segmenter = subject.segmenter
-        self._call = segmenter.segment if full_size else segmenter.predict
         self._clicks = source.clicks(prompts, 0)
-        segmenter.set_image(source.file(0))
+        self._call: Callable[..., object]
+        if subject.full_size_only:
+            subject.segmenter.set_image(source.file(0))
+            self._call = subject.segmenter.segment
+        else:
+            call = subject.client.segment if full_size else subject.client.predict
+            self._call = partial(call, embedding=embedding)
 
     def prepare(self, turn: int) -> None:
         self._clicks = self._source.clicks(self._prompts, turn)

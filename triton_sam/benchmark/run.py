@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
+from ..embedding import Embedding
 from .measure import Plan
 from .operations import Source
 from .record import Record
@@ -53,6 +55,14 @@ class Run:
     workload: Workload
     plan: Plan
     say: OnProgress = lambda what, share: None
+
+    @cached_property
+    def embedding(self) -> Embedding:
+        """Of the photo that clicks are about: encoded once for all, by the first subject.
+
+        With a slow encoder every other encode would take time that nobody measures.
+        """
+        return self.subjects[0].client.encode(self.workload.source().file(0))
 
     @property
     def low_resolution(self) -> list[Subject]:

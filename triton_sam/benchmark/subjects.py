@@ -50,6 +50,12 @@ class Subject:
     full_size_only: bool = False
 
     @property
+    def client(self) -> SAM2TritonClient:
+        """The segmenter of all that are not ``full_size_only``."""
+        assert isinstance(self.segmenter, SAM2TritonClient)
+        return self.segmenter
+
+    @property
     def in_process(self) -> bool:
         """Whether it runs its models itself."""
         return self.url is None

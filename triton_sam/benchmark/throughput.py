@@ -1,20 +1,22 @@
-"""``throughput``: 1 to N clients that click, each on an image of its own."""
+"""``throughput``: 1 to N clients that click, each with an embedding of its own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from ..client import SAM2TritonClient
+from ..embedding import Embedding
 from .measure import is_precise
 from .operations import Source
 from .record import Series, Throughput
 from .run import Run
 from .server_stats import Counters
 from .statistics import percentiles
-from .subjects import Segmenter, Subject, served
+from .subjects import Subject, served
 from .sweep import Level, concurrency_levels, run_segment
 
 _SEGMENTS = 12
@@ -58,19 +60,23 @@ def _clients(run: Run, subject: Subject, count: int) -> Iterator[list[Ask]]:
     with ExitStack() as stack:
         asks = []
         for number in range(count):
-            segmenter = subject.segmenter
+            client = subject.client
             if subject.url is not None:
-                segmenter = stack.enter_context(served(subject.url, run.which)).segmenter
-            if subject.url is not None or number == 0:
-                segmenter.set_image(source.file(number))
-            asks.append(_ask(segmenter, source, number))
+                client = stack.enter_context(served(subject.url, run.which)).client
+            asks.append(_ask(client, source, number, _copy(run.embedding)))
         yield asks
 
 
-def _ask(segmenter: Segmenter, source: Source, number: int) -> Ask:
+def _copy(embedding: Embedding) -> Embedding:
+    """In memory of its own, as that of another image would be."""
+    tensors = {name: tensor.copy() for name, tensor in embedding.tensors.items()}
+    return replace(embedding, tensors=tensors)
+
+
+def _ask(client: SAM2TritonClient, source: Source, number: int, embedding: Embedding) -> Ask:
     def ask(turn: int) -> object:
         click = source.clicks(1, 1000 * number + turn % 1000)
-        return segmenter.predict(click.points, click.labels)
+        return client.predict(click.points, click.labels, embedding=embedding)
 
     return ask
 
