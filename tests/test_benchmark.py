@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from io import BytesIO
 from pathlib import Path
@@ -22,7 +23,7 @@ from triton_sam.benchmark import document, plots, report, session, table
 from triton_sam.benchmark.measure import Plan, interleave
 from triton_sam.benchmark.record import Record, Series, read_record
 from triton_sam.benchmark.references import ONNXRUNTIME, PYTORCH
-from triton_sam.benchmark.run import Workload
+from triton_sam.benchmark.run import Run, Workload
 from triton_sam.benchmark.server_stats import Watch, open_statistics
 from triton_sam.benchmark.statistics import percentiles
 from triton_sam.benchmark.subjects import Which
@@ -137,6 +138,31 @@ def test_clicks_of_all_kinds_are_about_one_encoded_image() -> None:
     assert all(one.rate > 0 and one.failures == 0 for one in record.throughput)
 
 
+def test_what_a_slow_benchmark_takes_too_long_the_next_ones_lack(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    budgets: dict[str, float] = {}
+
+    def taking(name: str, seconds: float) -> Callable[[Run, float], None]:
+        def measure(run: Run, budget_s: float) -> None:
+            budgets[name] = budget_s
+            time.sleep(seconds)
+            run.record.series.append(Series(name, "w", "client", "subject", [seconds] * 7, False))
+
+        return measure
+
+    monkeypatch.setattr(
+        session, "BENCHMARKS", {"a": (taking("a", 0.6), 0.5), "b": (taking("b", 0), 0.5)}
+    )
+    with stub_triton.running([1]) as url:
+        target = session.Target(Which("sam2"), Path("none"), url)
+        workload = Workload(megapixels=(0.05,))
+        record = session.measure(target, ["a", "b"], workload, Plan(budget_s=10), [])
+    assert budgets["a"] == pytest.approx(5, abs=0.1)
+    assert budgets["b"] == pytest.approx(9.4, abs=0.3)
+    assert any(note.startswith("Fewer than 8 times of a: w; b: w:") for note in record.notes)
+
+
 @pytest.fixture(scope="module")
 def everything(
     server: EmbeddedServer, exported: Exported, tmp_path_factory: pytest.TempPathFactory
@@ -218,6 +244,7 @@ def test_the_table_and_the_page_say_the_recorded_numbers(everything: Path, tmp_p
 
 def test_notes_say_what_could_not_be_measured(clicked: dict[str, Path]) -> None:
     notes = " ".join(read_record(clicked["one"]).notes)
+    assert "too few to compare" not in notes
     assert "perf_analyzer is not installed" in notes
     assert "No limits: model_repository/sam2_encoder/1/model.onnx is not there" in notes
 

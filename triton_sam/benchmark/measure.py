@@ -65,19 +65,22 @@ def interleave(
     """Time every operation once a round, in an order that is drawn anew for each round.
 
     Whatever changes on the machine meanwhile meets all of them alike, and the n-th samples
-    belong together. Ends when every median is precise enough or the budget is spent, after
-    one round at least. ``on_round``: is told the rounds done and the seconds spent.
+    belong together. Ends when every median is precise enough or the next round would go beyond
+    the budget, after one round at least. ``on_round``: is told the rounds done and the seconds
+    spent.
     """
     started = time.perf_counter()
     order = random.Random(0)
     _warm_up(operations, plan, started)
     samples = {name: Samples() for name in operations}
+    begun = time.perf_counter()
     for turn in range(plan.max_rounds):
         for name in order.sample(list(operations), len(operations)):
             _time_once(operations[name], turn, plan.pause_s, samples[name])
-        spent = time.perf_counter() - started
+        now = time.perf_counter()
+        spent, a_round = now - started, (now - begun) / (turn + 1)
         on_round(turn + 1, spent)
-        if spent >= plan.budget_s or _is_precise(samples, turn + 1, plan):
+        if spent + a_round > plan.budget_s or _is_precise(samples, turn + 1, plan):
             break
     return samples
 

@@ -18,6 +18,7 @@ from ..specs import Family
 from ..transport import open_transport
 from . import closed_loop, hovering, machine, throughput
 from .cold import cold_start, import_times, start_timed
+from .compare import MIN_SAMPLES
 from .gpu import GpuSampler
 from .limits import measure_work
 from .measure import Plan
@@ -37,6 +38,7 @@ BENCHMARKS: Mapping[str, tuple[Callable[[Run, float], None], float]] = {
     "throughput": (throughput.measure, 0.22),
 }
 _PERF_ANALYZER_S = 6.0
+_LEAST_S = 1.0  # for what is left of the benchmarks when slow encodes have used the time up
 _BUSY = 0.5  # of its cores
 
 
@@ -129,10 +131,28 @@ def _new_record(target: Target, workload: Workload, plan: Plan, command: Sequenc
 
 
 def _run_all(run: Run, benchmarks: Sequence[str]) -> None:
+    """Each gets its share of the time that is left: what one leaves over, the others have."""
+    end = time.perf_counter() + run.plan.budget_s
     whole = sum(BENCHMARKS[name][1] for name in benchmarks)
     for name in benchmarks:
         function, share = BENCHMARKS[name]
-        function(run, run.plan.budget_s * share / whole)
+        left = max(end - time.perf_counter(), _LEAST_S)
+        function(run, left * share / whole)
+        whole -= share
+    run.record.notes.extend(_short(run.record))
+
+
+def _short(record: Record) -> Iterator[str]:
+    few = dict.fromkeys(
+        f"{series.benchmark}: {series.workload}"
+        for series in record.series
+        if len(series.seconds) < MIN_SAMPLES
+    )
+    if few:
+        yield (
+            f"Fewer than {MIN_SAMPLES} times of {'; '.join(few)}: too few to compare. Give a "
+            "larger --budget, or fewer --megapixels, --masks or --references."
+        )
 
 
 @contextmanager
