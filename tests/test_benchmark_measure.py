@@ -23,7 +23,7 @@ from triton_sam.benchmark.measure import Plan, interleave
 from triton_sam.benchmark.openloop import Burst, LatestWins, ServedPointer, hover
 from triton_sam.benchmark.record import typical_stages
 from triton_sam.benchmark.server_stats import Counters, HttpStatistics, Watch, parse
-from triton_sam.benchmark.subjects import Which, open_background
+from triton_sam.benchmark.subjects import Which, open_background, served
 from triton_sam.benchmark.sweep import Level, concurrency_levels, run_segment
 from triton_sam.benchmark.wire import CountingProxy
 from triton_sam.benchmark.workloads import clicks, mouse_path, photo
@@ -232,6 +232,24 @@ def test_a_watch_waits_for_the_count_and_leaves_other_families_out() -> None:
     assert watch.stop() == Counters(requests=1, request_ns=5)
 
 
+def test_requests_of_others_are_not_taken_for_our_own() -> None:
+    with (
+        stub_triton.running([1]) as url,
+        closing(Watch(HttpStatistics(Endpoint.parse(url), 5), "sam2")) as watch,
+        served(url, Which("sam2"), watch) as subject,
+        SAM2TritonClient(url) as other,
+    ):
+        subject.start()
+        subject.segmenter.set_image(photo(0.05).image)
+        assert set(subject.stages()) == {
+            *("transport", "request", "queue", "input", "compute", "output")
+        }
+        subject.start()
+        subject.segmenter.set_image(photo(0.05).image)
+        other.set_image(photo(0.05).image)
+        assert set(subject.stages()) == {"transport"}
+
+
 def test_statistics_over_http() -> None:
     with stub_triton.running([1]) as url, SAM2TritonClient(url) as client:
         client.set_image(photo(0.05).image)
@@ -386,7 +404,10 @@ def test_stages_of_the_typical_operation_add_up() -> None:
         }
     )
     assert typical_stages(rows[:2])["client"] == pytest.approx(0.02)
+    assert typical_stages([*rows, {"total": 0.09, "transport": 0.08}]) == stages
     assert typical_stages([{"total": 0.1, "transport": 0.08}]) == pytest.approx(
-        {"client": 0.02, "compute": 0.08}
+        {"client": 0.02, "wire and server": 0.08}
     )
+    in_process = {"total": 0.1, "transport": 0.08, "compute": 0.08}
+    assert typical_stages([in_process]) == pytest.approx({"client": 0.02, "compute": 0.08})
     assert typical_stages([{"total": 0.1}]) == {"in process": 0.1}

@@ -18,6 +18,7 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 STAGES = {
     "client": "#E69F00",
     "wire": "#D55E00",
+    "wire and server": "#B07AA1",
     "queue": "#CC79A7",
     "input": "#56B4E9",
     "compute": "#0072B2",

@@ -146,7 +146,7 @@ def series_of(
         {"total": total, **details}
         for total, details in zip(samples.seconds, samples.details, strict=True)
     ]
-    overheads = [row["total"] - row["request"] for row in rows if row.get("request")]
+    overheads = [row["total"] - row["request"] for row in rows if "request" in row]
     in_models = [row.get("transport", row["total"]) for row in rows] if subject.in_process else []
     return Series(
         benchmark,
@@ -163,8 +163,12 @@ def series_of(
 
 
 def typical_stages(rows: list[dict[str, float]]) -> dict[str, float]:
-    """The mean stages of the middle half of the operations; they add up to its mean time."""
-    ordered = sorted(rows, key=lambda row: row["total"])
+    """The mean stages of the middle half of the operations; they add up to its mean time.
+
+    Of those whose share on the server is known, where it is of some.
+    """
+    known = [row for row in rows if "request" in row] or rows
+    ordered = sorted(known, key=lambda row: row["total"])
     quarter = len(ordered) // 4
     middle = [typical(row) for row in ordered[quarter : len(ordered) - quarter]]
     names = dict.fromkeys(name for row in middle for name in row)

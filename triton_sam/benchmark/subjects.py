@@ -68,13 +68,22 @@ class Subject:
         return sum(call.seconds for call in calls) / len(calls)
 
     def stages(self) -> dict[str, float]:
-        """Seconds since :meth:`start`: in the transport, and on the server by its counters."""
+        """Seconds since :meth:`start`: in the transport, and on the server by its counters.
+
+        The counters are left out where they are not of these calls alone: another client asked
+        meanwhile, or the server has not counted ours yet.
+        """
         if self.transport is None:
             return {}
         calls = self.transport.take()
-        found = {"transport": sum(call.seconds for call in calls)}
+        seconds = sum(call.seconds for call in calls)
+        if self.in_process:
+            return {"transport": seconds, "compute": seconds}
+        found = {"transport": seconds}
         if self.watch is not None:
-            found |= self.watch.stop(len(calls)).seconds()
+            added = self.watch.stop(len(calls))
+            if added.requests == len(calls):
+                found |= added.seconds()
         return found
 
     def start(self) -> None:
@@ -149,8 +158,10 @@ def typical(values: Mapping[str, float]) -> dict[str, float]:
     if "transport" not in values:
         return {"in process": total}
     client = max(total - values["transport"], 0.0)
-    if not values.get("request"):
-        return {"client": client, "compute": values["transport"]}
+    if "compute" not in values:
+        return {"client": client, "wire and server": values["transport"]}
+    if "request" not in values:
+        return {"client": client, "compute": values["compute"]}
     parts = {name: values[name] for name in ("queue", "input", "compute", "output")}
     return {
         "client": client,
