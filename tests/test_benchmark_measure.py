@@ -16,7 +16,7 @@ import pytest
 import stub_triton
 from onnx import TensorProto, helper, numpy_helper
 
-from triton_sam.benchmark import gpu, perf_analyzer
+from triton_sam.benchmark import gpu, openloop, perf_analyzer
 from triton_sam.benchmark.limits import measure_work
 from triton_sam.benchmark.machine import Peak
 from triton_sam.benchmark.measure import Plan, interleave
@@ -28,7 +28,7 @@ from triton_sam.benchmark.sweep import Level, concurrency_levels, run_segment
 from triton_sam.benchmark.wire import CountingProxy
 from triton_sam.benchmark.workloads import clicks, mouse_path, photo
 from triton_sam.client import SAM2TritonClient
-from triton_sam.errors import InferenceError, InvalidInputError, SamError
+from triton_sam.errors import InferenceError, InvalidInputError, SamError, ServerTimeoutError
 from triton_sam.images import digest, load_image
 from triton_sam.specs import Model, Tensor
 from triton_sam.transport import Endpoint
@@ -143,6 +143,19 @@ def test_an_error_of_the_clients_own_hover_reaches_the_caller() -> None:
     with stub_triton.running([5]) as url, open_background(url, Which("sam2")) as client:
         embedding = replace(client.encode(photo(0.05).image), family="sam1")
         with pytest.raises(SamError, match="sam1"):
+            hover(ServedPointer(client, embedding), [(1, 1), (2, 2)], 60)
+
+
+def test_a_hover_without_a_last_mask_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openloop, "_TIMEOUT_S", 0.2)
+    message = r"No mask for the last position within 0\.2 s"
+    forever = threading.Event()
+    with pytest.raises(ServerTimeoutError, match=message):
+        hover(LatestWins(lambda at: forever.wait()), [(0, 0), (1, 1)], 100)
+    forever.set()
+    with stub_triton.running([800]) as url, open_background(url, Which("sam2")) as client:
+        embedding = client.encode(photo(0.05).image)
+        with pytest.raises(ServerTimeoutError, match=message):
             hover(ServedPointer(client, embedding), [(1, 1), (2, 2)], 60)
 
 

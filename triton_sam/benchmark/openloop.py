@@ -21,6 +21,7 @@ import numpy as np
 
 from ..background import BackgroundSAM2Client
 from ..embedding import Embedding
+from ..errors import ServerTimeoutError
 from ..hover import HoverResult
 
 Position = tuple[float, float]
@@ -77,7 +78,10 @@ class Pointer(Protocol):
         """The mouse is at ``position`` now; returns at once."""
 
     def end(self) -> None:
-        """Wait until the last position has its mask. Raises what went wrong."""
+        """Wait until the last position has its mask.
+
+        Raises what went wrong, and :class:`ServerTimeoutError` when the mask does not come.
+        """
 
 
 class LatestWins:
@@ -108,13 +112,15 @@ class LatestWins:
             self._changed.notify()
 
     def end(self) -> None:
-        """Wait until the last position has its mask. Raises what ``ask`` raised."""
+        """As of :class:`Pointer`; raises what ``ask`` raised."""
         with self._changed:
             self._ended = True
             self._changed.notify()
         self._thread.join(_TIMEOUT_S)
         if self._error is not None:
             raise self._error
+        if self._thread.is_alive():
+            raise _no_mask()
 
     def _work(self) -> None:
         try:
@@ -158,12 +164,14 @@ class ServedPointer:
         self._moves = self._hover.move(*position)
 
     def end(self) -> None:
-        """Wait until the last position has its mask. Raises the error of a request."""
+        """As of :class:`Pointer`; raises the error of a request."""
         with self._changed:
-            self._changed.wait_for(self._is_done, _TIMEOUT_S)
+            done = self._changed.wait_for(self._is_done, _TIMEOUT_S)
         self._hover.close()
         if self._error is not None:
             raise self._error
+        if not done:
+            raise _no_mask()
 
     def _is_done(self) -> bool:
         last = self.done[-1][0] if self.done else -1
@@ -179,6 +187,10 @@ class ServedPointer:
         with self._changed:
             self._error = error
             self._changed.notify()
+
+
+def _no_mask() -> ServerTimeoutError:
+    return ServerTimeoutError(f"No mask for the last position within {_TIMEOUT_S:g} s.")
 
 
 def hover(session: Pointer, positions: Sequence[Position], rate_hz: float) -> Burst:
