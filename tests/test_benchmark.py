@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from PIL import Image
 from triton_sam import cli
 from triton_sam.benchmark import document, plots, report, session, table
 from triton_sam.benchmark.measure import Plan, interleave
-from triton_sam.benchmark.record import Record, Series, read_record
+from triton_sam.benchmark.record import Record, Series, Throughput, read_record
 from triton_sam.benchmark.references import ONNXRUNTIME, PYTORCH
 from triton_sam.benchmark.run import Run, Workload
 from triton_sam.benchmark.server_stats import Watch, open_statistics
@@ -305,6 +306,19 @@ def test_pictures_of_few_and_equal_times() -> None:
     series = [Series("click", "w", name, "subject", [0.1], True) for name in ("a", "b")]
     for data in plots.draw(record_with(series)).values():
         Image.open(BytesIO(data)).verify()
+
+
+def test_a_level_without_an_answer_is_shown_as_such() -> None:
+    found = {"p50": 0.1, "p95": 0.2, "p99": 0.3}
+    levels = [
+        Throughput("client", "subject", "w", clients, rate, [rate], latencies, {}, failures)
+        for clients, rate, latencies, failures in ((1, 10.0, found, 0), (2, 0.0, {}, 7))
+    ]
+    series = Series("throughput", "1 client", "client", "subject", [0.1], True)
+    record = replace(record_with([series]), throughput=levels)
+    html = report.render(record, plots.draw(record))
+    assert "<td>2</td><td>0.0</td><td>–</td><td>–</td><td>–</td>" in html
+    assert html.count("data:image/png;base64,") == 1
 
 
 def test_the_stored_page_is_made_of_the_stored_records(tmp_path: Path) -> None:

@@ -132,7 +132,8 @@ def _throughput(levels: Sequence[Throughput], colours: dict[str, str]) -> bytes:
         clients = [level.clients for level in mine]
         dashed = "--" if mine[0].role == "reference" else "-"
         axes[0][0].plot(clients, [m.rate for m in mine], f"o{dashed}", color=colour, label=name)
-        p50, p95 = ([m.latencies[key] * 1e3 for m in mine] for key in ("p50", "p95"))
+        # Without a single answer there is none, and a gap in the curve.
+        p50, p95 = ([1e3 * m.latencies.get(q, np.nan) for m in mine] for q in ("p50", "p95"))
         axes[0][1].plot(clients, p50, f"o{dashed}", color=colour, label=name)
         axes[0][1].fill_between(clients, p50, p95, color=colour, alpha=0.15, linewidth=0)
     for axis, title in zip(axes[0], ("masks per second", "milliseconds"), strict=True):
