@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import pytest
 import stub_triton
 from onnx import TensorProto, helper, numpy_helper
 
-from triton_sam.benchmark import gpu, openloop, perf_analyzer
+from triton_sam.benchmark import gpu, openloop, perf_analyzer, references
 from triton_sam.benchmark.limits import measure_work
 from triton_sam.benchmark.machine import Peak
 from triton_sam.benchmark.measure import Plan, interleave
@@ -243,6 +243,38 @@ def test_a_watch_waits_for_the_count_and_leaves_other_families_out() -> None:
     watch = Watch(Source(), "sam2")
     watch.start()
     assert watch.stop() == Counters(requests=1, request_ns=5)
+
+
+def test_a_reference_that_does_not_fit_into_memory_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family, gb = Which("sam2").family, 10**9
+    for model, size in ((family.encoder, gb), (family.decoder, 0)):
+        folder = tmp_path / model.name / "1"
+        folder.mkdir(parents=True)
+        (folder / model.file).touch()
+        with (folder / f"{model.file}_data").open("wb") as file:
+            file.truncate(size)
+    opened: list[str] = []
+
+    def opening(name: str) -> object:
+        def make(*args: object) -> AbstractContextManager[str]:
+            opened.append(name)
+            return nullcontext(name)
+
+        return make
+
+    for name in ("onnxruntime", "pytorch", "served"):
+        monkeypatch.setattr(references, name, opening(name))
+    monkeypatch.setattr(references, "available_memory", lambda: 7 * gb)
+    names = references.NAMES
+    with references.open_references(names, Which("sam2"), tmp_path, ["url"], None) as answer:
+        found, reasons = answer
+    assert [str(subject) for subject in found] == ["onnxruntime", "served"]
+    assert reasons == [
+        "No reference pytorch: it takes about 3.1 GB of memory, and 2.9 GB are free."
+    ]
+    assert opened == ["onnxruntime", "served"]
 
 
 def test_requests_of_others_are_not_taken_for_our_own() -> None:

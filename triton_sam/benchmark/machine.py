@@ -34,7 +34,7 @@ def describe() -> dict[str, Any]:
     return {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(_memory_kib() / (1 << 20), 1),
+        "memory_gib": round(_memory("MemTotal") / (1 << 30), 1),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "load_before": round(os.getloadavg()[0], 2),
@@ -60,10 +60,15 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _memory_kib() -> int:
+def available_memory() -> int:
+    """Bytes that programs can still have before the machine swaps or ends one of them."""
+    return _memory("MemAvailable")
+
+
+def _memory(name: str) -> int:
     for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemTotal"):
-            return int(line.split()[1])
+        if line.startswith(name):
+            return int(line.split()[1]) << 10
     return 0
 
 

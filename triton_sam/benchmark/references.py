@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from ..errors import InvalidInputError, SamError
 from ..images import ImageSource, load_image
 from ..repository import read_manifest
 from ..specs import Family
+from .machine import available_memory
 from .server_stats import Watch
 from .subjects import Subject, Which, open_client, served
 
@@ -24,6 +25,12 @@ PYTORCH = "official PyTorch predictor"
 NAMES = ("onnxruntime", "pytorch", "inline")
 
 _log = logging.getLogger(__name__)
+
+
+# Bytes of memory for each byte of the files, and beside them. ONNX Runtime keeps the weights and,
+# from the second run on, twice what a run needs; PyTorch keeps the weights alone.
+_MEMORY = {"onnxruntime": 3, "pytorch": 2}
+_MEMORY_BESIDE = 1 << 30
 
 
 class Unavailable(SamError):
@@ -37,6 +44,31 @@ def model_files(root: Path, family: Family) -> dict[str, Path]:
     if missing:
         raise Unavailable(f"{missing[0]} is not there; name the repository with --repository.")
     return files
+
+
+def memory_needed(name: str, files: Mapping[str, Path]) -> int:
+    """About how many bytes of memory the reference ``name`` takes for these models."""
+    if name not in _MEMORY:
+        return 0
+    # Weights may lie beside the graph: model.onnx_data.
+    parts = [part for path in files.values() for part in path.parent.glob(f"{path.name}*")]
+    return _MEMORY_BESIDE + _MEMORY[name] * sum(part.stat().st_size for part in parts)
+
+
+def require_memory(needed: int, free: int) -> None:
+    """Raises :class:`Unavailable` where less than ``needed`` bytes are ``free``."""
+    if needed > free:
+        raise Unavailable(
+            f"it takes about {needed / 1e9:.1f} GB of memory, and {max(free, 0) / 1e9:.1f} GB "
+            "are free."
+        )
+
+
+def _known_files(root: Path, family: Family) -> dict[str, Path]:
+    try:
+        return model_files(root, family)
+    except Unavailable:
+        return {}
 
 
 @contextmanager
@@ -124,8 +156,10 @@ def open_references(
 ) -> Iterator[tuple[list[Subject], list[str]]]:
     """The references that can be had, and for each of the others a line that says why not.
 
-    ``names``: of :data:`NAMES`. ``other_urls``: other addresses of the same server, for the pair
-    with inline embeddings. ``root``: the repository with the models that the server has.
+    One for which there is too little memory is left out: the system would end this program, or
+    the server. ``names``: of :data:`NAMES`. ``other_urls``: other addresses of the same server,
+    for the pair with inline embeddings. ``root``: the repository with the models that the server
+    has.
     """
     makers: dict[str, list[Any]] = {
         "onnxruntime": [lambda: onnxruntime(root, which)],
@@ -133,11 +167,15 @@ def open_references(
         "inline": [lambda u=u: served(u, which, watch, "reference") for u in other_urls],
     }
     found, reasons = [], []
+    free = available_memory()
     with ExitStack() as stack:
         for name in names:
             for make in makers[name]:
                 try:
+                    needed = memory_needed(name, _known_files(root, which.family))
+                    require_memory(needed, free)
                     found.append(stack.enter_context(make()))
+                    free -= needed  # a model that was not run yet has not taken it
                 except Unavailable as exc:
                     reasons.append(f"No reference {name}: {exc}")
                     _log.info(reasons[-1])

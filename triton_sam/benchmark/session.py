@@ -24,7 +24,13 @@ from .limits import measure_work
 from .measure import Plan
 from .perf_analyzer import cross_check
 from .record import Record
-from .references import Unavailable, model_files, open_references
+from .references import (
+    Unavailable,
+    memory_needed,
+    model_files,
+    open_references,
+    require_memory,
+)
 from .run import OnProgress, Run, Workload
 from .server_stats import Watch, open_statistics
 from .subjects import OPTIONS, Which, served, served_name
@@ -218,6 +224,8 @@ def _limits(record: Record, target: Target) -> None:
     try:
         family = target.which.family
         files = model_files(target.repository, family)
+        needed = memory_needed("onnxruntime", files)
+        require_memory(needed, machine.available_memory())
         work = [measure_work(files[model.name], model) for model in family.models]
     except (Unavailable, ImportError) as exc:
         record.notes.append(f"No limits: {exc}")
