@@ -16,11 +16,12 @@ import pytest
 import stub_triton
 from onnx import TensorProto, helper, numpy_helper
 
-from triton_sam.benchmark import gpu, openloop, perf_analyzer, references
+from triton_sam.benchmark import cold, gpu, openloop, perf_analyzer, references
 from triton_sam.benchmark.limits import measure_work
 from triton_sam.benchmark.machine import Peak
 from triton_sam.benchmark.measure import Plan, interleave
 from triton_sam.benchmark.openloop import Burst, LatestWins, ServedPointer, hover
+from triton_sam.benchmark.operations import Source
 from triton_sam.benchmark.record import typical_stages
 from triton_sam.benchmark.server_stats import Counters, HttpStatistics, Watch, parse
 from triton_sam.benchmark.subjects import Which, open_background, served
@@ -31,7 +32,7 @@ from triton_sam.client import SAM2TritonClient
 from triton_sam.errors import InferenceError, InvalidInputError, SamError, ServerTimeoutError
 from triton_sam.images import digest, load_image
 from triton_sam.specs import Model, Tensor
-from triton_sam.transport import Endpoint
+from triton_sam.transport import Endpoint, TransportOptions
 
 
 class Noted:
@@ -368,6 +369,17 @@ def test_operations_and_bytes_of_a_known_graph(tmp_path: Path) -> None:
     bounds = work.bounds(Peak(gflops=1, gbytes=0.001))
     assert bounds["operations"] == pytest.approx(work.flops / 1e9)
     assert bounds["bytes"] == pytest.approx((work.weight_bytes + work.io_bytes) / 1e6)
+
+
+def test_a_cold_start_may_take_as_long_as_what_follows(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Source(photo(0.05))
+    with stub_triton.running([150]) as url:
+        steps = cold.cold_start(url, Which("sam2"), source)
+        assert list(steps) == ["first set_image", "first click", "second set_image", "second click"]
+        assert 0.15 <= steps["second click"] < 1
+        monkeypatch.setattr(cold, "OPTIONS", TransportOptions(timeout_s=0.1))
+        with pytest.raises(ServerTimeoutError, match=r"0\.1"):
+            cold.cold_start(url, Which("sam2"), source)
 
 
 def program(folder: Path, name: str, script: str) -> None:

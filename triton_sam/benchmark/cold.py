@@ -7,10 +7,10 @@ import sys
 import time
 from collections.abc import Callable
 
-from ..client import SAM2TritonClient
 from ..server import EmbeddedServer
+from ..transport import open_transport
 from .operations import Source
-from .subjects import Which
+from .subjects import OPTIONS, Which, open_client
 
 _IMPORTS = """
 import time
@@ -39,7 +39,8 @@ def cold_start(url: str, which: Which, source: Source) -> dict[str, float]:
     file, other = source.file(-900), source.file(-901)
     first, second = source.clicks(1, -900), source.clicks(1, -901)
     steps: dict[str, float] = {}
-    with SAM2TritonClient(url, which.model_type, variant=which.variant) as client:
+    client, _ = open_client(which, open_transport(url, OPTIONS))
+    with client:
         steps["first set_image"] = _seconds(lambda: client.set_image(file))
         steps["first click"] = _seconds(lambda: client.predict(first.points, first.labels))
         steps["second set_image"] = _seconds(lambda: client.set_image(other))
