@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -16,15 +16,17 @@ import pytest
 import stub_triton
 from onnx import TensorProto, helper, numpy_helper
 
-from triton_sam.benchmark import cold, gpu, openloop, perf_analyzer, references
+from triton_sam.benchmark import closed_loop, cold, gpu, openloop, perf_analyzer, references
+from triton_sam.benchmark.closed_loop import Case
 from triton_sam.benchmark.limits import measure_work
 from triton_sam.benchmark.machine import Peak
 from triton_sam.benchmark.measure import Plan, interleave
 from triton_sam.benchmark.openloop import Burst, LatestWins, ServedPointer, hover
 from triton_sam.benchmark.operations import Source
-from triton_sam.benchmark.record import typical_stages
+from triton_sam.benchmark.record import Record, typical_stages
+from triton_sam.benchmark.run import Run, Workload
 from triton_sam.benchmark.server_stats import Counters, HttpStatistics, Watch, parse
-from triton_sam.benchmark.subjects import Which, open_background, served
+from triton_sam.benchmark.subjects import Subject, Which, open_background, served
 from triton_sam.benchmark.sweep import Level, concurrency_levels, run_segment
 from triton_sam.benchmark.wire import CountingProxy
 from triton_sam.benchmark.workloads import clicks, mouse_path, photo
@@ -90,6 +92,29 @@ def test_a_round_is_timed_though_the_warm_up_took_the_time() -> None:
     samples = interleave({"a": Noted("a", 0.2, log)}, plan)
     assert log == [("a", -3), ("a", 0)]
     assert samples["a"].seconds == [pytest.approx(0.2, abs=0.15)]
+
+
+def test_a_case_of_long_operations_gets_as_many_rounds_as_one_of_short_ones() -> None:
+    log: list[tuple[str, int]] = []
+    subject = Subject("a", "subject", SAM2TritonClient("localhost:1"))
+    long, short = Noted("long", 0.3, log), Noted("short", 0.03, log)
+
+    def cases(run: Run) -> Iterator[Case]:
+        yield Case("click", "short", lambda subject: short, [subject])
+        yield Case("click", "long", lambda subject: long, [subject])
+
+    record = Record([], "", {}, {}, {}, {})
+    run = Run(Which("sam2"), record, [subject], Workload(), Plan(precision=0))
+    closed_loop.measure(run, 5, cases)
+    found = {series.workload: len(series.seconds) for series in run.record.series}
+    # Of 5 s a third of a second for the first rounds, a fifth for bytes and profile, and two more
+    # rounds of a warm-up.
+    assert 5 <= found["long"] <= 10
+    assert found["long"] / 2 <= found["short"] <= 2 * found["long"]
+    # The first rounds alone take longer than this: one more of each all the same.
+    record.series.clear()
+    closed_loop.measure(run, 0.2, cases)
+    assert [len(series.seconds) for series in record.series] == [1, 1]
 
 
 def test_latencies_of_a_burst_count_from_when_an_event_was_due() -> None:
@@ -324,6 +349,7 @@ def test_prompts_lie_in_the_image_and_can_be_repeated() -> None:
     assert points.shape == (10, 1, 2)
     assert (points > 0).all() and (points < (300, 200)).all()
     assert made == clicks(10, (300, 200), 5) != clicks(10, (300, 200), 6)
+    assert clicks(10, (300, 200), -100_000) != clicks(10, (300, 200), -100_001)
     path = np.array(mouse_path(60, (300, 200), 1))
     assert (path > 0).all() and (path < (300, 200)).all()
     assert 0 < np.abs(np.diff(path, axis=0)).max() < 20

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
-from .measure import Operation, interleave
+from .measure import Operation, interleave, time_round
 from .operations import Click, Encode, Pipeline
 from .profile import profile
 from .record import series_of
@@ -59,20 +60,33 @@ def _several(count: int, what: str) -> str:
 
 
 def measure(run: Run, budget_s: float, cases: Callable[[Run], Iterator[Case]]) -> None:
-    """Time every case and put its series, bytes and profile into the record."""
-    listed = list(cases(run))
-    for case in listed:
-        _measure(run, case, budget_s / len(listed))
+    """Time every case and put its series, bytes and profile into the record.
+
+    A case gets time in proportion to what one round of it takes: all get as many rounds.
+    """
+    end = time.perf_counter() + budget_s
+    begun = []
+    for case in cases(run):
+        run.say(f"{case.benchmark}: {case.title}", 0)
+        operations = {subject.name: case.make(subject) for subject in case.subjects}
+        begun.append((case, operations, time_round(operations)))
+    left, whole = max(end - time.perf_counter(), 0.0), sum(round_s for _, _, round_s in begun)
+    for case, operations, round_s in begun:
+        _measure(run, case, operations, left * round_s / whole, round_s)
 
 
-def _measure(run: Run, case: Case, budget_s: float) -> None:
+def _measure(
+    run: Run, case: Case, operations: Mapping[str, Operation], budget_s: float, round_s: float
+) -> None:
     what = f"{case.benchmark}: {case.title}"
     run.say(what, 0)
-    operations = {subject.name: case.make(subject) for subject in case.subjects}
+    timed_s = budget_s * (1 - _ASIDE)
+    # One round is over; those of long operations would be missed where they count.
+    warmup = min(run.plan.warmup - 1, int(timed_s / 3 / round_s))
     samples = interleave(
         operations,
-        replace(run.plan, budget_s=budget_s * (1 - _ASIDE)),
-        lambda turn, spent: run.say(what, spent / budget_s),
+        replace(run.plan, budget_s=timed_s, warmup=warmup),
+        lambda turn, spent: run.say(what, min(spent / max(timed_s, round_s), 1.0)),
     )
     slowest = max(max(found.seconds) for found in samples.values())
     turns = min(max(int(budget_s * _ASIDE / 4 / slowest), 1), _TURNS)

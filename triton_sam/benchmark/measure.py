@@ -11,6 +11,7 @@ from typing import Protocol
 from .statistics import median_interval
 
 _CHECK_EVERY = 5
+_FIRST = -100  # a turn that is not of the warm-up either
 
 
 class Operation(Protocol):
@@ -83,6 +84,14 @@ def interleave(
         if spent + a_round > plan.budget_s or _is_precise(samples, turn + 1, plan):
             break
     return samples
+
+
+def time_round(operations: Mapping[str, Operation]) -> float:
+    """Seconds of one round of all operations, a first one that is thrown away."""
+    started = time.perf_counter()
+    for operation in operations.values():
+        _time_once(operation, _FIRST, 0, Samples())
+    return time.perf_counter() - started
 
 
 def is_precise(seconds: Sequence[float], precision: float) -> bool:

@@ -37,11 +37,11 @@ from .subjects import OPTIONS, Which, served, served_name
 
 # Each benchmark and its share of the time of `all`.
 BENCHMARKS: Mapping[str, tuple[Callable[[Run, float], None], float]] = {
-    "encode": (partial(closed_loop.measure, cases=closed_loop.encode), 0.25),
-    "click": (partial(closed_loop.measure, cases=closed_loop.click), 0.25),
-    "pipeline": (partial(closed_loop.measure, cases=closed_loop.pipeline), 0.17),
-    "hover": (hovering.measure, 0.11),
-    "throughput": (throughput.measure, 0.22),
+    "encode": (partial(closed_loop.measure, cases=closed_loop.encode), 0.36),
+    "click": (partial(closed_loop.measure, cases=closed_loop.click), 0.12),
+    "pipeline": (partial(closed_loop.measure, cases=closed_loop.pipeline), 0.26),
+    "hover": (hovering.measure, 0.10),
+    "throughput": (throughput.measure, 0.16),
 }
 _PERF_ANALYZER_S = 6.0
 _LEAST_S = 1.0  # for what is left of the benchmarks when slow encodes have used the time up

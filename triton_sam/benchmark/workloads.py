@@ -88,7 +88,7 @@ class Clicks:
 
 def clicks(count: int, size: tuple[int, int], turn: int) -> Clicks:
     """``count`` single clicks in an image of ``size`` = (width, height), others each turn."""
-    generator = np.random.default_rng([turn + 1_000, count])
+    generator = np.random.default_rng([turn % 2**32, count])  # turns of the warm-up are negative
     points = generator.uniform(0.1, 0.9, (count, 1, 2)) * np.array(size)
     return Clicks(points.tolist(), [[1]] * count)
 

@@ -133,7 +133,7 @@ def _add_effort(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--budget",
         type=_number(float, 0.5, 86400),
-        default=180.0,
+        default=210.0,
         metavar="SECONDS",
         help="time for measuring, at most; starting up comes on top (default: %(default)g)",
     )
