@@ -82,7 +82,7 @@ def _measure(family: Family, variant: Variant, checkpoints: Path, precisions: Se
         checkpoint, row["weights"] = checkpoints / variant.file, "official"
         if not checkpoint.exists():
             checkpoint, row["weights"] = Path(folder) / variant.file, "random"
-            _make_apart(family, variant, checkpoint)
+            make_apart(family, variant, checkpoint)
         for precision in precisions:
             command = [sys.executable, "-m", "triton_sam.cli", "export", family.name, "--default"]
             command += ["--variant", variant.name, "--checkpoint", str(checkpoint)]
@@ -93,7 +93,7 @@ def _measure(family: Family, variant: Variant, checkpoints: Path, precisions: Se
     return row
 
 
-def _make_apart(family: Family, variant: Variant, path: Path) -> None:
+def make_apart(family: Family, variant: Variant, path: Path) -> None:
     """In a process of its own, whose memory is free again when the export begins."""
     arguments = (family.name, variant.model_cfg, path)
     process = multiprocessing.get_context("spawn").Process(target=_make, args=arguments)

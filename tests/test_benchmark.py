@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -22,7 +23,7 @@ from PIL import Image
 from triton_sam import cli
 from triton_sam.benchmark import document, plots, report, session, table
 from triton_sam.benchmark.measure import Plan, interleave
-from triton_sam.benchmark.record import Record, Series, Throughput, read_record
+from triton_sam.benchmark.record import Record, Series, Throughput, read_record, write_record
 from triton_sam.benchmark.references import ONNXRUNTIME, PYTORCH
 from triton_sam.benchmark.run import Run, Workload
 from triton_sam.benchmark.server_stats import Watch, open_statistics
@@ -30,6 +31,7 @@ from triton_sam.benchmark.statistics import percentiles
 from triton_sam.benchmark.subjects import Which
 from triton_sam.protocol import Call
 from triton_sam.server import EmbeddedServer
+from triton_sam.specs import Family, Variant
 from triton_sam.transport import Transport, open_transport
 
 SMALL = ["--megapixels", "0.05", "--prompts", "1", "--masks", "1"]
@@ -319,6 +321,47 @@ def test_a_level_without_an_answer_is_shown_as_such() -> None:
     html = report.render(record, plots.draw(record))
     assert "<td>2</td><td>0.0</td><td>–</td><td>–</td><td>–</td>" in html
     assert html.count("data:image/png;base64,") == 1
+
+
+def test_sam3_is_measured_with_its_checkpoint_in_a_time_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typed: list[tuple[str, ...]] = []
+    series = Series("encode", "12 MP", "client", "subject", [24.0] * 9, True)
+
+    def triton_sam(folder: Path, *arguments: str) -> None:
+        typed.append(arguments)
+        if arguments[0] == "benchmark":
+            assert (folder / "sam3" / "config.json").is_file()
+            (folder / "output").mkdir()
+            write_record(record_with([series]), folder / "output" / "benchmark.json")
+
+    def make_apart(family: Family, variant: Variant, path: Path) -> None:
+        assert (family.name, variant.model_cfg) == ("sam3", "facebook/sam3")
+        path.mkdir()
+        (path / "config.json").touch()
+
+    monkeypatch.setattr(measure_performance, "_triton_sam", triton_sam)
+    monkeypatch.setattr(measure_performance, "make_apart", make_apart)
+    arguments = ["--only", "sam3:tracker", "--docs", str(tmp_path), "--checkpoints", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["measure_performance.py", *arguments])
+    assert measure_performance.main() == 0
+    export, benchmark = typed
+    assert export == (
+        *("export", "sam3", "--variant", "tracker", "--default"),
+        *("--checkpoint", "sam3", "--output", "model_repository"),
+    )
+    assert benchmark[:4] == ("benchmark", "all", "--model-type", "sam3")
+    options = dict(zip(benchmark[5::2], benchmark[6::2], strict=True))
+    assert benchmark[4] == "--embedded"
+    assert options["--budget"] == "2400" and options["--megapixels"] == "12"
+    assert options["--references"] == "onnxruntime,pytorch" and options["--checkpoint"] == "sam3"
+    assert "Random weights" in options["--note"] and options["-o"] == "output"
+    # Nine rounds of 24 s for each of three, one of them thrown away.
+    assert 0.8 * 0.36 * float(options["--budget"]) > 9 * 3 * 24
+    stored = read_record(tmp_path / "benchmarks" / "sam3-tracker.json")
+    assert stored.series == [series]
+    assert "24000" in (tmp_path / "performance.md").read_text()
 
 
 def test_the_stored_page_is_made_of_the_stored_records(tmp_path: Path) -> None:
