@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import socket
 import threading
 import time
@@ -32,6 +34,7 @@ from triton_sam.benchmark.wire import CountingProxy
 from triton_sam.benchmark.workloads import clicks, mouse_path, photo
 from triton_sam.client import SAM2TritonClient
 from triton_sam.errors import InferenceError, InvalidInputError, SamError, ServerTimeoutError
+from triton_sam.export import wrappers
 from triton_sam.images import digest, load_image
 from triton_sam.specs import Model, Tensor
 from triton_sam.transport import Endpoint, TransportOptions
@@ -301,6 +304,44 @@ def test_a_reference_that_does_not_fit_into_memory_is_left_out(
         "No reference pytorch: it takes about 3.1 GB of memory, and 2.9 GB are free."
     ]
     assert opened == ["onnxruntime", "served"]
+
+
+def described(root: Path, **manifest: object) -> None:
+    folder = root / "sam1_encoder" / "1"
+    folder.mkdir(parents=True)
+    (folder / "export.json").write_text(json.dumps(manifest))
+
+
+def test_the_official_predictor_gets_the_checkpoint_that_the_pair_came_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    checkpoint = Path("checkpoints/sam1.pth")
+    checkpoint.parent.mkdir()
+    checkpoint.write_bytes(b"weights")
+    was = {"file": "sam1.pth", "sha256": hashlib.sha256(b"weights").hexdigest()}
+    described(tmp_path, model_cfg="vit_b", checkpoint=was)
+    built: list[object] = []
+
+    class Wrapper:
+        def build_model(self, cfg: str, weights: Path) -> None:
+            built.append((cfg, weights))
+
+        def predictor(self, model: None) -> None: ...
+
+    monkeypatch.setattr(wrappers, "WRAPPERS", {"sam1": Wrapper()})
+    with references.pytorch(tmp_path, Which("sam1")) as subject:
+        assert subject.full_size_only
+    assert built == [("vit_b", checkpoint)]
+    checkpoint.write_bytes(b"other weights")
+    with pytest.raises(references.Unavailable, match="a SAM 1 pair cannot be read back; name"):
+        references.pytorch(tmp_path, Which("sam1")).__enter__()
+
+
+def test_the_weights_of_small_pairs_of_other_families_are_not_looked_for(tmp_path: Path) -> None:
+    described(tmp_path, model_cfg="sam1_small.yaml")
+    with pytest.raises(references.Unavailable, match="with --checkpoint"):
+        references.pytorch(tmp_path, Which("sam1")).__enter__()
 
 
 def test_requests_of_others_are_not_taken_for_our_own() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import InvalidInputError, SamError
 from ..images import ImageSource, load_image
-from ..repository import read_manifest
+from ..repository import describe_checkpoint, read_manifest
 from ..specs import Family
 from .machine import available_memory
 from .server_stats import Watch
@@ -23,6 +23,8 @@ from .subjects import Subject, Which, open_client, served
 ONNXRUNTIME = "ONNX Runtime, in process"
 PYTORCH = "official PyTorch predictor"
 NAMES = ("onnxruntime", "pytorch", "inline")
+
+_CHECKPOINTS = Path("checkpoints")
 
 _log = logging.getLogger(__name__)
 
@@ -128,13 +130,31 @@ def _build_predictor(root: Path, which: Which, checkpoint: Path | None) -> Any:
         raise Unavailable(f"there is no exporter for {family.title} yet.")
     wrapper = WRAPPERS[family.name]
     with tempfile.TemporaryDirectory() as folder:
-        weights = checkpoint or _weights_of_pair(root, family, cfg, Path(folder) / "pair.pt")
+        weights = checkpoint or _checkpoint_of(manifest)
+        if weights is None:
+            weights = _weights_of_pair(root, family, cfg, Path(folder) / "pair.pt")
         return wrapper.predictor(wrapper.build_model(cfg, weights))
 
 
-def _weights_of_pair(root: Path, family: Family, cfg: str, path: Path) -> Path:
-    from ..export import checkpoints
+def _checkpoint_of(manifest: Mapping[str, Any]) -> Path | None:
+    """What the pair was exported from, where it is still in the folder of checkpoints."""
+    described = manifest.get("checkpoint")
+    if not described:
+        return None
+    path = _CHECKPOINTS / described["file"]
+    known = path.exists() and describe_checkpoint(path)["sha256"] == described["sha256"]
+    return path if known else None
 
+
+def _weights_of_pair(root: Path, family: Family, cfg: str, path: Path) -> Path:
+    from ..export import checkpoints, sam2
+    from ..export.wrappers import WRAPPERS
+
+    if WRAPPERS[family.name] is not sam2:
+        raise Unavailable(
+            f"the weights of a {family.title} pair cannot be read back; name those that it was "
+            "exported from with --checkpoint."
+        )
     files = model_files(root, family)
     encoder, decoder = files[family.encoder.name], files[family.decoder.name]
     try:

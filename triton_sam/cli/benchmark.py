@@ -82,7 +82,8 @@ def _add_measurement(commands: Commands, name: str, help_line: str) -> None:
         "--checkpoint",
         type=Path,
         metavar="FILE",
-        help="weights of the PyTorch reference (default: read back from the pair)",
+        help="weights of the PyTorch reference (default: those in checkpoints "
+        "that the pair was exported from, else of sam2 the pair's own)",
     )
     _add_workload(parser)
     _add_effort(parser)
