@@ -21,7 +21,7 @@ from conftest import Exported
 from PIL import Image
 
 from triton_sam import cli
-from triton_sam.benchmark import document, plots, report, session, table
+from triton_sam.benchmark import document, machine, plots, report, session, table
 from triton_sam.benchmark.measure import Plan, interleave
 from triton_sam.benchmark.record import Record, Series, Throughput, read_record, write_record
 from triton_sam.benchmark.references import ONNXRUNTIME, PYTORCH
@@ -210,6 +210,7 @@ def test_all_measures_everything_beside_its_references(everything: Path) -> None
     assert set(record.cold_start) >= {"first set_image", "first click"}
     assert [work["model"] for work in record.limits["models"]] == ["sam2_encoder", "sam2_decoder"]
     assert record.server["variant"] == "demo"
+    assert record.server["precision"] == "fp32"
     assert record.command[0] == "triton-sam"
 
 
@@ -362,6 +363,16 @@ def test_sam3_is_measured_with_its_checkpoint_in_a_time_of_its_own(
     stored = read_record(tmp_path / "benchmarks" / "sam3-tracker.json")
     assert stored.series == [series]
     assert "24000" in (tmp_path / "performance.md").read_text()
+
+
+def test_on_a_machine_with_a_gpu_it_is_said_where_the_references_ran(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(machine, "_gpus", lambda: ["NVIDIA H200"])
+    with stub_triton.running([1]) as url:
+        target = session.Target(Which("sam2"), Path("none"), url)
+        record = session.measure(target, [], Workload(megapixels=(0.05,)), Plan(), [])
+    assert "The references in process ran on the processor, not on a GPU." in record.notes
 
 
 def test_the_stored_page_is_made_of_the_stored_records(tmp_path: Path) -> None:

@@ -155,10 +155,16 @@ def test_a_reference_of_other_rounds_takes_nothing_out(short: int) -> None:
 
 def test_what_else_differs_is_said() -> None:
     one = replace(run_of(1), machine={"cores": 2}, versions={"numpy": "1"}, settings={"masks": 1})
-    other = replace(one, machine={"cores": 4}, versions={"numpy": "1", "torch": "2"})
+    other = replace(
+        one,
+        machine={"cores": 4},
+        versions={"numpy": "1", "torch": "2"},
+        server={"family": "sam2", "precision": "fp16"},
+    )
     assert circumstances(one, one) == []
     assert circumstances(one, other) == [
         "cores: 2 before, 4 after",
+        "precision: None before, fp16 after",
         "torch: None before, 2 after",
     ]
 

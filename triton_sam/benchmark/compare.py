@@ -150,6 +150,7 @@ def circumstances(before: Record, after: Record) -> list[str]:
         "processor": (before.machine.get("processor"), after.machine.get("processor")),
         "cores": (before.machine.get("cores"), after.machine.get("cores")),
         "model": (before.title, after.title),
+        "precision": (before.server.get("precision"), after.server.get("precision")),
     }
     for name in ("versions", "settings"):
         old, new = getattr(before, name), getattr(after, name)

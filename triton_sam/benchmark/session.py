@@ -119,6 +119,8 @@ def measure(
 def _new_record(target: Target, workload: Workload, plan: Plan, command: Sequence[str]) -> Record:
     where = machine.describe()
     notes = [target.note] if target.note else []
+    if where["gpus"]:
+        notes.append("The references in process ran on the processor, not on a GPU.")
     if where["load_before"] > _BUSY * where["cores"]:
         notes.append(
             f"The machine was busy before this began (load {where['load_before']} on "
@@ -209,6 +211,7 @@ def _describe_server(server: _Server, target: Target) -> dict[str, Any]:
     return {
         "title": family.title,
         "variant": manifest.get("variant") or target.which.variant,
+        "precision": manifest.get("precision"),
         "embedded": embedded,
         "address": "embedded" if embedded else server.url,
         "subject": served_name(server.url),
