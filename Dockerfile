@@ -12,9 +12,10 @@ FROM ${TRITON_IMAGE}
 
 # What the predictors run with. Pillow's is the version of triton_sam/server/requirements.txt, so
 # that both decode the same pixels; ONNX Runtime's is built for CUDA 13, as the image is.
-ARG ONNXRUNTIME=onnxruntime-gpu==1.31.1
+ARG ONNXRUNTIME=onnxruntime-gpu
+ARG ONNXRUNTIME_VERSION=1.31.1
 RUN python3 -m pip install --no-cache-dir --no-deps --break-system-packages \
-      numpy==2.4.6 pillow==12.3.0 pycocotools==2.0.11 "${ONNXRUNTIME}"
+      numpy==2.4.6 pillow==12.3.0 pycocotools==2.0.11 "${ONNXRUNTIME}==${ONNXRUNTIME_VERSION}"
 
 COPY triton_sam/errors.py /opt/triton-sam/triton_sam/
 COPY triton_sam/server /opt/triton-sam/triton_sam/server

@@ -145,8 +145,7 @@ def test_a_predictor_is_swapped_under_load_without_a_failed_request(
         kept = {model: repository / model / "1" / "model.onnx" for model in PAIR}
         for model, file in kept.items():
             shutil.copyfile(file, tmp_path / model)
-            other = demo_repository() / model / "1" / "model.onnx"
-            swap(model, other, repository)
+            swap(model, exported.repository / model / "1" / "model.onnx", repository)
         # As the exporter does: Triton looks for changes in the model's own folder alone.
         (repository / PREDICTOR / "1" / "pair.json").write_text("{}")
         (done,) = reload([PREDICTOR], controlled.http_url, KEY)

@@ -113,7 +113,8 @@ def test_over_http_the_answers_are_dropped_here(server: EmbeddedServer) -> None:
             tasks = await queue_multiple_requests(client, coords, labels, "burst")
             assert client.cancel_session_requests("burst", keep_latest=True) == 7
             masks, _ = await wait_for_latest_result(tasks, client, "burst")
-            np.testing.assert_array_equal(masks, expected)
+            # Decoded together with others, which changes the last bits.
+            np.testing.assert_allclose(masks, expected, atol=1e-4)
             assert all(task.cancelled() for task in tasks[:7])
             status = client.get_session_status("burst")
             assert (status.dropped + status.cancelled_before_execution, status.completed) == (7, 1)
@@ -134,7 +135,7 @@ def test_hovering_over_a_real_server(server: EmbeddedServer) -> None:
             assert (last.x, last.number) == (89, 80)
             for found in (last, clicked):
                 masks, _ = await client.predict([[found.x, found.y]], [1], embedding=image)
-                np.testing.assert_array_equal(found.masks, masks)
+                np.testing.assert_allclose(found.masks, masks, atol=1e-4)
             assert hover.status.queued == 81 and hover.status.pending == 0
             assert hover.status.sent < 81
 

@@ -214,6 +214,7 @@ class TestCommand:
         assert [flag for flag in command if "load-model" in flag] == [
             "--load-model=sam2_decoder",
             "--load-model=sam2_encoder",
+            "--load-model=sam2_predictor",
         ]
         assert command.count("--model-control-mode=explicit") == 1
 
@@ -244,9 +245,24 @@ class TestCommand:
         shutil.rmtree(root / "sam2_encoder")
         found = find_models(root)
         assert found.names == ("sam2_decoder", "sam2_preprocess")
-        assert found.skipped == dict.fromkeys(
-            ("sam2.1_large_encoder", "sam2_encoder_jpeg"), "it is made of sam2_encoder"
-        )
+        assert found.skipped == {
+            "sam2.1_large_encoder": "it is made of sam2_encoder",
+            "sam2_encoder_jpeg": "it is made of sam2_encoder",
+            "sam2_predictor": "it runs sam2_encoder",
+        }
+
+    def test_predictors_are_left_out_where_python_lacks_their_packages(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr("triton_sam.server.container.find_spec", lambda name: None)
+        explicit = {"TRITON_SAM_ADMIN_KEY": KEY}
+        command = self.command("--model-control-mode=explicit", **explicit)
+        assert [f.partition("=")[2] for f in command if "load-model" in f] == [
+            "sam2_decoder",
+            "sam2_encoder",
+        ]
+        said = capsys.readouterr().err
+        assert "sam2_predictor is not served: this image has no numpy, onnxruntime, PIL" in said
 
     def test_other_instances_than_configured_are_pointed_out(
         self, capsys: pytest.CaptureFixture[str]

@@ -158,7 +158,8 @@ def test_sessions_and_hovers_work_over_it(server: EmbeddedServer) -> None:
             )
             masks, _ = await wait_for_latest_result(tasks, client, "s")
             expected, _ = await client.predict([[20, 20]], [1], embedding=image)
-            np.testing.assert_array_equal(masks, expected)
+            # Decoded together with others, which changes the last bits.
+            np.testing.assert_allclose(masks, expected, atol=1e-4)
             async with client.hover(image) as hover:
                 for x in range(10, 60):
                     hover.move(x, 50)
@@ -166,7 +167,7 @@ def test_sessions_and_hovers_work_over_it(server: EmbeddedServer) -> None:
                 last = await hover.settled()
             masks, _ = await client.predict([[59, 50]], [1], embedding=image)
             assert last.x == 59
-            np.testing.assert_array_equal(last.masks, masks)
+            np.testing.assert_allclose(last.masks, masks, atol=1e-4)
 
     asyncio.run(hover_across())
 

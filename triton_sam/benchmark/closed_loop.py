@@ -41,9 +41,9 @@ def click(run: Run) -> Iterator[Case]:
     """Prompts about an image that is set: low-resolution logits, then masks at image size."""
     source = run.workload.source()
     for count in run.workload.prompts:
-        make = partial(Click, source=source, embedding=run.embedding, prompts=count)
+        make = partial(Click, source=source, embedding=run.embedding_of, prompts=count)
         yield Case("click", f"{_several(count, 'prompt')}, logits", make, run.low_resolution)
-    make = partial(Click, source=source, embedding=run.embedding, full_size=True)
+    make = partial(Click, source=source, embedding=run.embedding_of, full_size=True)
     yield Case("click", f"1 prompt, mask at {source.photo.title}", make, run.subjects)
 
 
@@ -111,9 +111,9 @@ def _count_bytes(case: Case, subject: Subject, run: Run, turns: int) -> dict[str
     with counting(subject.url) as proxy:
         if proxy is None:
             return None
-        with served(proxy.url, run.which) as counted:
+        with served(proxy.url, subject.which or run.which) as counted:
             # Opens the connection and asks for the decoder's description.
-            counted.client.predict([[1, 1]], [1], embedding=run.embedding)
+            counted.client.predict([[1, 1]], [1], embedding=run.embedding_of(counted))
             operation = case.make(counted)
             before = proxy.total
             for turn in range(1, 1 + turns):

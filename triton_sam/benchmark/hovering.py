@@ -64,9 +64,9 @@ def measure(run: Run, budget_s: float) -> None:
 @contextmanager
 def _pointers(run: Run, subject: Subject) -> Iterator[Callable[[], Pointer]]:
     """What begins a burst: the client's hover on a server, a stand-in for it in process."""
-    embedding = run.embedding
+    embedding = run.embedding_of(subject)
     if subject.url is not None:
-        with open_background(subject.url, run.which) as client:
+        with open_background(subject.url, subject.which or run.which) as client:
             yield lambda: ServedPointer(client, embedding)
     else:
         predict = partial(subject.client.predict, embedding=embedding)

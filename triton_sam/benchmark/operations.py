@@ -29,6 +29,14 @@ class Source:
         return clicks(count, self.photo.image.size, turn)
 
 
+def _own(file: bytes, subject: Subject) -> bytes:
+    """The same photo in a file that no other subject sends: nobody finds it encoded already.
+
+    What follows the end of a JPEG is not looked at.
+    """
+    return file + subject.name.encode()
+
+
 class Encode:
     """``set_image`` of a JPEG file: decode, resize, send, encode."""
 
@@ -38,7 +46,7 @@ class Encode:
         self._file = b""
 
     def prepare(self, turn: int) -> None:
-        self._file = self._source.file(turn)
+        self._file = _own(self._source.file(turn), self._subject)
         self._subject.start()
 
     def run(self) -> None:
@@ -51,15 +59,15 @@ class Encode:
 class Click:
     """One call with ``prompts`` prompts about an image that is encoded already.
 
-    ``embedding``: of the image; what takes none sets the image itself, once. ``full_size``: ask for
-    masks at the size of the image and not for the low-resolution logits.
+    ``embedding``: gives a subject's own of the image; what takes none sets the image itself, once.
+    ``full_size``: ask for masks at the size of the image and not for the low-resolution logits.
     """
 
     def __init__(
         self,
         subject: Subject,
         source: Source,
-        embedding: Embedding,
+        embedding: Callable[[Subject], Embedding],
         prompts: int = 1,
         full_size: bool = False,
     ) -> None:
@@ -73,7 +81,7 @@ class Click:
             self._call = subject.segmenter.segment
         else:
             call = subject.client.segment if full_size else subject.client.predict
-            self._call = partial(call, embedding=embedding)
+            self._call = partial(call, embedding=embedding(subject))
 
     def prepare(self, turn: int) -> None:
         self._clicks = self._source.clicks(self._prompts, turn)
@@ -97,7 +105,7 @@ class Pipeline:
         self._clicks: list[Clicks] = []
 
     def prepare(self, turn: int) -> None:
-        self._file = self._source.file(turn)
+        self._file = _own(self._source.file(turn), self._subject)
         self._clicks = [self._source.clicks(1, turn * self._masks + i) for i in range(self._masks)]
         self._subject.start()
 

@@ -7,6 +7,7 @@ import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from .subjects import Subject, Which, open_client, served
 
 ONNXRUNTIME = "ONNX Runtime, in process"
 PYTORCH = "official PyTorch predictor"
-NAMES = ("onnxruntime", "pytorch", "inline")
+NAMES = ("onnxruntime", "pytorch", "inline", "protocol")
 
 _CHECKPOINTS = Path("checkpoints")
 
@@ -81,7 +82,7 @@ def onnxruntime(root: Path, which: Which) -> Iterator[Subject]:
     from ..export.parity import OnnxRuntimeTransport
 
     transport = OnnxRuntimeTransport(model_files(root, which.family))
-    client, timed = open_client(which, transport)
+    client, timed = open_client(replace(which, embedding="client"), transport)
     with client:
         yield Subject(ONNXRUNTIME, "reference", client, timed)
 
@@ -170,6 +171,7 @@ def open_references(
     names: Sequence[str],
     which: Which,
     root: Path,
+    url: str,
     other_urls: Sequence[str],
     watch: Watch | None,
     checkpoint: Path | None = None,
@@ -177,14 +179,20 @@ def open_references(
     """The references that can be had, and for each of the others a line that says why not.
 
     One for which there is too little memory is left out: the system would end this program, or
-    the server. ``names``: of :data:`NAMES`. ``other_urls``: other addresses of the same server,
-    for the pair with inline embeddings. ``root``: the repository with the models that the server
-    has.
+    the server. ``names``: of :data:`NAMES`; ``inline`` is the pair with inline embeddings, where
+    the subject leaves them on the server, and ``protocol`` the subject over another protocol.
+    ``url`` and ``other_urls``: the address that is measured, and others of the same server.
+    ``root``: the repository with the models that the server has.
     """
+    inline = replace(which, embedding="client")
     makers: dict[str, list[Any]] = {
         "onnxruntime": [lambda: onnxruntime(root, which)],
         "pytorch": [lambda: pytorch(root, which, checkpoint)],
-        "inline": [lambda u=u: served(u, which, watch, "reference") for u in other_urls],
+        "inline": [
+            lambda: served(url, inline, watch, "reference")
+            for _ in range(which.embedding == "server")
+        ],
+        "protocol": [lambda u=u: served(u, which, watch, "reference") for u in other_urls],
     }
     found, reasons = [], []
     free = available_memory()

@@ -58,11 +58,18 @@ class Run:
 
     @cached_property
     def embedding(self) -> Embedding:
-        """Of the photo that clicks are about: encoded once for all, by the first subject.
+        """Of the photo that clicks are about: encoded once for all that have it with them.
 
         With a slow encoder every other encode would take time that nobody measures.
         """
-        return self.subjects[0].client.encode(self.workload.source().file(0))
+        able = [subject for subject in self.low_resolution if not subject.on_server]
+        return able[0].client.encode(self.workload.source().file(0))
+
+    def embedding_of(self, subject: Subject, number: int = 0) -> Embedding:
+        """As :attr:`embedding`, for one subject; on a server a photo of its own each ``number``."""
+        if subject.on_server:
+            return subject.client.encode(self.workload.source().file(number))
+        return self.embedding
 
     @property
     def low_resolution(self) -> list[Subject]:

@@ -11,10 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..errors import ServerError
+from ..errors import ModelNotReadyError, ServerError
 from ..repository import read_manifest
 from ..server import EmbeddedServer
 from ..specs import Family
+from ..specs.predictor import predictor_model
 from ..transport import open_transport
 from . import closed_loop, hovering, machine, throughput
 from .cold import cold_start, import_times, start_timed
@@ -95,8 +96,7 @@ def measure(
     busy = machine.Busy()
     with ExitStack() as stack:
         server = stack.enter_context(_open_server(target))
-        with closing(open_transport(server.url, OPTIONS)) as transport:
-            transport.check_ready([model.name for model in family.models])
+        target = replace(target, which=_resolved(target.which, server.url))
         watch = stack.enter_context(_watch(server, family, record.notes))
         record.server.update(_describe_server(server, target))
         if server.start_s is not None:
@@ -114,6 +114,21 @@ def measure(
     record.gpus.extend(gpu.summary())
     record.machine["busy"] = busy.share()
     return replace(record, duration_s=round(time.perf_counter() - begun, 1))
+
+
+def _resolved(which: Which, url: str) -> Which:
+    """``which``, with embeddings on the server where it can keep them, unless they are said."""
+    predictor = predictor_model(which.family).name
+    pair = [model.name for model in which.family.models]
+    with closing(open_transport(url, OPTIONS)) as transport:
+        if which.embedding == "auto":
+            try:
+                transport.check_ready([predictor])
+                return replace(which, embedding="server")
+            except ModelNotReadyError:
+                which = replace(which, embedding="client")
+        transport.check_ready([predictor] if which.embedding == "server" else pair)
+    return which
 
 
 def _new_record(target: Target, workload: Workload, plan: Plan, command: Sequence[str]) -> Record:
@@ -183,6 +198,7 @@ def _references(target: Target, server: _Server, watch: Watch | None) -> Any:
         target.references,
         target.which,
         target.repository,
+        server.url,
         server.others,
         watch,
         target.checkpoint,
@@ -214,7 +230,7 @@ def _describe_server(server: _Server, target: Target) -> dict[str, Any]:
         "precision": manifest.get("precision"),
         "embedded": embedded,
         "address": "embedded" if embedded else server.url,
-        "subject": served_name(server.url),
+        "subject": served_name(server.url, target.which),
         "model_bytes": {
             model.name: (read_manifest(target.repository, model.name) or {}).get("bytes")
             for model in family.models

@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 
 from ..background import BackgroundSAM2Client
 from ..client import SAM2TritonClient
+from ..core import Where
 from ..images import ImageSource
 from ..specs import Family, family
 from ..transport import Endpoint, Transport, TransportOptions, open_transport
@@ -38,7 +39,8 @@ class Subject:
 
     ``transport``: notes the calls, where there are any. ``watch``: the server's counters.
     ``url``: the server's address. ``full_size_only``: it gives masks at the image's size and no
-    others, so that only such workloads compare.
+    others, so that only such workloads compare. ``which``: what it asks for, and where it keeps
+    embeddings.
     """
 
     name: str
@@ -48,12 +50,18 @@ class Subject:
     watch: Watch | None = None
     url: str | None = None
     full_size_only: bool = False
+    which: Which | None = None
 
     @property
     def client(self) -> SAM2TritonClient:
         """The segmenter of all that are not ``full_size_only``."""
         assert isinstance(self.segmenter, SAM2TritonClient)
         return self.segmenter
+
+    @property
+    def on_server(self) -> bool:
+        """Whether the embeddings that it uses lie on the server."""
+        return self.which is not None and self.which.embedding == "server"
 
     @property
     def in_process(self) -> bool:
@@ -96,10 +104,14 @@ class Subject:
 
 @dataclass(frozen=True)
 class Which:
-    """The models that are asked: a family, and one of its variants or the default."""
+    """The models that are asked: a family, and one of its variants or the default.
+
+    ``embedding``: where embeddings are kept, as the client's argument of that name.
+    """
 
     model_type: str
     variant: str | None = None
+    embedding: Where = "client"
 
     @property
     def family(self) -> Family:
@@ -114,13 +126,17 @@ def served(
     """The client on the server at ``url``."""
     segmenter, transport = open_client(which, open_transport(url, OPTIONS))
     with segmenter:
-        yield Subject(served_name(url), role, segmenter, transport, watch, url)
+        # The predictor answers later than Triton believes it computes: its split would be wrong.
+        seen = None if which.embedding == "server" else watch
+        name = served_name(url, which)
+        yield Subject(name, role, segmenter, transport, seen, url, which=which)
 
 
-def served_name(url: str) -> str:
+def served_name(url: str, which: Which) -> str:
     """How the client on ``url`` is called in tables: by protocol and way of the embedding."""
     protocol = "gRPC" if Endpoint.parse(url).grpc else "HTTP"
-    return f"client, {protocol}, embedding inline"
+    where = "on the server" if which.embedding == "server" else "inline"
+    return f"client, {protocol}, embedding {where}"
 
 
 def open_client(which: Which, transport: Transport) -> tuple[SAM2TritonClient, TimedTransport]:
@@ -133,6 +149,7 @@ def open_client(which: Which, transport: Transport) -> tuple[SAM2TritonClient, T
         model_type=which.model_type,
         variant=which.variant,
         max_image_pixels=_MAX_PIXELS,
+        embedding=which.embedding,
         transport=timed,
     )
     return client, timed
@@ -146,6 +163,7 @@ def open_background(url: str, which: Which) -> BackgroundSAM2Client:
         variant=which.variant,
         options=OPTIONS,
         max_image_pixels=_MAX_PIXELS,
+        embedding=which.embedding,
     )
 
 

@@ -62,8 +62,10 @@ def _clients(run: Run, subject: Subject, count: int) -> Iterator[list[Ask]]:
         for number in range(count):
             client = subject.client
             if subject.url is not None:
-                client = stack.enter_context(served(subject.url, run.which)).client
-            asks.append(_ask(client, source, number, _copy(run.embedding)))
+                which = subject.which or run.which
+                client = stack.enter_context(served(subject.url, which)).client
+            embedding = _copy(run.embedding_of(subject, number))
+            asks.append(_ask(client, source, number, embedding))
         yield asks
 
 

@@ -34,8 +34,9 @@ examples:
   triton-sam benchmark compare before/benchmark.json after/benchmark.json
 
 Beside every number stands a reference that was measured in the same rounds: the same files in ONNX
-Runtime in this process, the official PyTorch predictor (with the extra `export`), and the pair over
-the embedded server's other protocol. Measure on a machine that does nothing else."""
+Runtime in this process, the official PyTorch predictor (with the extra `export`), the pair with
+embeddings that travel with every click, and the embedded server's other protocol. Measure on a
+machine that does nothing else."""
 
 
 def add(commands: Commands) -> None:
@@ -68,15 +69,22 @@ def _add_measurement(commands: Commands, name: str, help_line: str) -> None:
     )
     where.add_argument("--model-type", default="sam2", choices=list(FAMILIES))
     where.add_argument("--variant", help="one that is served beside the family's default")
+    where.add_argument(
+        "--embedding",
+        choices=("auto", "server", "client"),
+        default="auto",
+        help="where embeddings are kept (default: on the server where it has the predictor)",
+    )
     add_repository(parser, demo=True)
     beside = parser.add_argument_group("references")
     beside.add_argument(
         "--references",
         type=_references,
-        default=("onnxruntime", "pytorch", "inline"),
+        default=("onnxruntime", "pytorch", "inline", "protocol"),
         metavar="NAMES",
-        help="of onnxruntime, pytorch and inline, with commas; or none "
-        "(default: all that can be had here)",
+        help="of onnxruntime, pytorch, inline (embeddings that travel with every click) and "
+        "protocol (the embedded server's other one), with commas; or none (default: all that can "
+        "be had here)",
     )
     beside.add_argument(
         "--checkpoint",
@@ -169,7 +177,7 @@ def _measure(args: argparse.Namespace) -> int:
 
     every = tuple(session.BENCHMARKS)
     target = session.Target(
-        which=Which(args.model_type, args.variant),
+        which=Which(args.model_type, args.variant, args.embedding),
         repository=served_repository(args),
         url=None if args.embedded else server_url(args.url),
         protocol=args.protocol,
