@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from triton_sam import (
     Embedding,
+    ModelNotReadyError,
     RequestCancelledError,
     Retries,
     ServerError,
@@ -227,6 +228,9 @@ class Soak:
         if isinstance(exc, ServerTimeoutError) and hurried:
             self.figures.outcomes["timed out"] += 1
         elif isinstance(exc, ServerUnavailableError) and (hurried or self._down):
+            self.figures.outcomes["unavailable"] += 1
+        elif isinstance(exc, ModelNotReadyError) and self._down:
+            # A server that stops unloads its models before it closes its ports.
             self.figures.outcomes["unavailable"] += 1
         else:
             self.figures.outcomes["unexpected"] += 1

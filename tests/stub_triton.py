@@ -93,6 +93,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         parts = self.path.strip("/").split("/")
         if parts == ["v2", "models", "stats"]:
             return self.say(self.server.statistics())
+        if parts[2] not in MODELS:
+            unknown = f"Request for unknown model: '{parts[2]}' is not found"
+            return self.say({"error": unknown}, status=400)
         model = MODELS[parts[2]]
         if parts[3:] == ["ready"]:
             return self.say({})
@@ -124,11 +127,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         head = json.dumps({"outputs": outputs}).encode()
         return head + b"".join(blobs), len(head)
 
-    def say(self, content: Any) -> None:
-        self.send(json.dumps(content).encode())
+    def say(self, content: Any, status: int = 200) -> None:
+        self.send(json.dumps(content).encode(), status=status)
 
-    def send(self, body: bytes, header: int | None = None) -> None:
-        self.send_response(200)
+    def send(self, body: bytes, header: int | None = None, status: int = 200) -> None:
+        self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         if header is not None:
             self.send_header("Inference-Header-Content-Length", str(header))

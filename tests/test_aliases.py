@@ -82,7 +82,7 @@ def address(server: EmbeddedServer) -> str:
 
 
 def of_the_pair(server: EmbeddedServer, image: Image.Image) -> Arrays:
-    with SAM2TritonClient(server.url) as client:
+    with SAM2TritonClient(server.url, embedding="client") as client:
         tensors = client.encode(image).tensors
     return {"image_embed": tensors["image_embeddings"], **{k: tensors[k] for k in FEATURES[1:]}}
 

@@ -297,7 +297,7 @@ def test_a_reference_that_does_not_fit_into_memory_is_left_out(
         monkeypatch.setattr(references, name, opening(name))
     monkeypatch.setattr(references, "available_memory", lambda: 7 * gb)
     names = references.NAMES
-    with references.open_references(names, Which("sam2"), tmp_path, "url", [], None) as answer:
+    with references.open_references(names, Which("sam2"), tmp_path, "", ["url"], None) as answer:
         found, reasons = answer
     assert [str(subject) for subject in found] == ["onnxruntime", "served"]
     assert reasons == [

@@ -87,7 +87,7 @@ def test_small_models_with_random_weights(
         pytest.param("sam3", "tracker", 20, marks=pytest.mark.slow),
         pytest.param("sam2", "base_plus", 8, marks=pytest.mark.slow),
         pytest.param("sam1", "vit_b", 12, marks=pytest.mark.slow),
-        ("sam2", "tiny", 6),
+        ("sam2", "tiny", 8),
     ],
 )
 def test_full_size_with_random_weights(

@@ -105,7 +105,7 @@ def test_another_variant_lies_beside_the_default(bench: Bench) -> None:
     assert bench.skipped(variant="demo") == DONE
     assert bench.skipped(variant="demo") == RIGHT
     models = {path.name for path in (bench.folder / "repository").iterdir()}
-    assert models == {"sam2_demo_encoder", "sam2_demo_decoder"}
+    assert models == {f"sam2_demo_{part}" for part in ("encoder", "decoder", "predictor")}
     assert bench.skipped(variant="demo", default=True) == {**DONE, "download": True}
     assert bench.skipped(variant="demo", default=True) == RIGHT
     assert bench.calls == ["demo", "demo"]

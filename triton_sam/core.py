@@ -23,6 +23,7 @@ from .errors import (
     InferenceError,
     InvalidInputError,
     ModelNotReadyError,
+    PromptError,
     ServerError,
     ServerTimeoutError,
 )
@@ -294,7 +295,10 @@ class ClientCore:
         """Masks of an image on the server, which is sent again if it was forgotten there."""
         for again in (False, True):
             call = click_call(self.family, embedding, prompt, priority, again)
-            arrays = yield from self._infer(call, deadline)
+            try:
+                arrays = yield from self._infer(call, deadline)
+            except InferenceError as exc:
+                raise PromptError(exc.reason) if exc.is_invalid else exc from exc
             prediction = read_click(self.family, prompt, arrays)
             if prediction is not None:
                 return prediction

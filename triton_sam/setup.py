@@ -13,6 +13,7 @@ from . import repository
 from .downloads import RemoteFile, Store, checkpoint_files, published_files, sha256_of
 from .errors import InvalidInputError, MissingExtraError, RepositoryError
 from .specs import Family
+from .specs.predictor import predictor_model
 
 Road = Literal["checkpoint", "onnx"]
 
@@ -130,8 +131,8 @@ class Setup:
 
     def _configure(self) -> Step:
         started = time.monotonic()
-        folders = [self.root / model.name for model in self._served.models]
-        before = [_read(folder / "config.pbtxt") for folder in folders]
+        models = (*self._served.models, predictor_model(self._served))
+        before = [_read(self.root / model.name / "config.pbtxt") for model in models]
         written = repository.write_configs(self.root, [self._served])
         same = before == [_read(path) for path in written]
         return _step("configure", "config.pbtxt", started, skipped=same)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -29,12 +30,15 @@ class Source:
         return clicks(count, self.photo.image.size, turn)
 
 
-def _own(file: bytes, subject: Subject) -> bytes:
-    """The same photo in a file that no other subject sends: nobody finds it encoded already.
+_numbers = itertools.count()
+
+
+def _own(file: bytes) -> bytes:
+    """The same photo in a file that nobody has sent before, so that no server has it encoded.
 
     What follows the end of a JPEG is not looked at.
     """
-    return file + subject.name.encode()
+    return file + next(_numbers).to_bytes(8, "big")
 
 
 class Encode:
@@ -46,7 +50,7 @@ class Encode:
         self._file = b""
 
     def prepare(self, turn: int) -> None:
-        self._file = _own(self._source.file(turn), self._subject)
+        self._file = _own(self._source.file(turn))
         self._subject.start()
 
     def run(self) -> None:
@@ -105,7 +109,7 @@ class Pipeline:
         self._clicks: list[Clicks] = []
 
     def prepare(self, turn: int) -> None:
-        self._file = _own(self._source.file(turn), self._subject)
+        self._file = _own(self._source.file(turn))
         self._clicks = [self._source.clicks(1, turn * self._masks + i) for i in range(self._masks)]
         self._subject.start()
 

@@ -22,6 +22,7 @@ from ..errors import (
 from .endpoint import Endpoint
 
 _UNAVAILABLE = ("StatusCode.UNAVAILABLE", "502", "503", "504")
+_UNLOADED = ("has no available versions", "is not at ready state")
 _INVALID = ("StatusCode.INVALID_ARGUMENT", "400")
 # 502 and 504 are a proxy's: the server behind it may have begun.
 _NOT_BEGUN = ("StatusCode.UNAVAILABLE", "503")
@@ -96,7 +97,8 @@ def _is_unknown_model(exc: InferenceServerException) -> bool:
 
 def _is_unloaded(exc: InferenceServerException) -> bool:
     """A model that the server knows and has not loaded now: it stops, and then starts again."""
-    return _is_unknown_model(exc) and str(exc.message()).endswith("has no available versions")
+    message = str(exc.message())
+    return _is_unknown_model(exc) and message.endswith(_UNLOADED)
 
 
 def _is_timeout(exc: BaseException) -> bool:
