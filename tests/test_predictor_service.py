@@ -26,7 +26,7 @@ from triton_sam import (
     SAM2TritonClient,
 )
 from triton_sam.cache import EmbeddingCache, MemoryTier
-from triton_sam.predictor.messages import PredictorError
+from triton_sam.predictor.messages import PredictorError, Request
 from triton_sam.predictor.service import Predictor, Settings
 from triton_sam.predictor.store import image_handle
 from triton_sam.specs import FAMILIES, Family
@@ -321,6 +321,7 @@ def test_a_full_queue_is_said(both: tuple[Predictor, FakeEngine]) -> None:
         ({"image": photo(), **point(9999, 1)}, "lies outside the image of 400x300"),
         ({"image": photo(), "point_coords": f32([[[1, 1]]])}, "point_labels is missing"),
         ({"image": photo(), "point_coords": f32(np.zeros((1, 10_000, 2)))}, "10000 points"),
+        ({"image": photo(), "point_coords": f32(np.zeros((1, 600, 2)))}, "has 600 points"),
         ({"image": photo(), "boxes": f32(np.ones((2000, 4)))}, "has 2000 prompts"),
         ({"image": photo(), "priority": np.array([7], np.int32)}, "priority is one of 0"),
         ({"image": photo(), "deadline_ms": np.array([0], np.int32)}, "deadline_ms must be"),
@@ -382,6 +383,48 @@ def test_a_failing_decoder_fails_that_request_alone(both: tuple[Predictor, FakeE
             client.predict([[1, 1]], [1])
         masks, _ = client.predict([[1, 1]], [1])
     assert masks.shape == (1, 1, 256, 256)
+
+
+def test_an_answer_that_cannot_be_sent_keeps_no_other_from_being_sent(
+    both: tuple[Predictor, FakeEngine],
+) -> None:
+    predictor, _ = both
+
+    def broken(given: object) -> None:
+        raise RuntimeError("the connection is gone")
+
+    handle = ask(predictor, LOOK, image=photo()).result(10)["handle"]
+    click = {"image_handle": handle, **point(1, 2)}
+    predictor.submit(Request(click, frozenset(CLICK), broken))
+    predictor.submit(Request(click, frozenset(CLICK), broken, is_cancelled=lambda: True))
+    predictor.submit(Request({"image": photo(seed=3)}, frozenset(LOOK), broken))
+    assert ask(predictor, CLICK, **click).result(10)["found"][0]
+    assert ask(predictor, LOOK, image=photo(seed=4)).result(10)["found"][0]
+
+
+def test_the_end_answers_what_waits() -> None:
+    predictor, engine = predictor_of(SPEC)
+    engine.may_encode.clear()
+    asked = [ask(predictor, CLICK, image=photo(seed=i), **point(1, 2)) for i in range(3)]
+    closing = threading.Thread(target=predictor.close)
+    closing.start()
+    engine.may_encode.set()
+    closing.join(20)
+    assert not closing.is_alive()
+    assert all(future.result(0)["found"][0] for future in asked)
+
+
+def test_every_request_for_an_image_is_counted_once(both: tuple[Predictor, FakeEngine]) -> None:
+    predictor, _ = both
+    handle = ask(predictor, LOOK, image=photo()).result(10)["handle"]
+    before = predictor.counts()
+    for _ in range(3):
+        ask(predictor, CLICK, image_handle=handle, **point(1, 2)).result(10)
+    ask(predictor, CLICK, image_handle=text(b"nothing"), **point(1, 2)).result(10)
+    after = predictor.counts()
+    assert after["store_hits"] - before["store_hits"] == 3
+    assert after["store_misses"] - before["store_misses"] == 1
+    assert after["decodes"] - before["decodes"] == 3 and after["waiting"] == 0
 
 
 def test_where_embeddings_are_kept_can_be_said(both: tuple[Predictor, FakeEngine]) -> None:

@@ -35,7 +35,8 @@ class Job:
     ``group``: jobs of equal groups may be run together; ``None`` is alone. ``width``: how much of
     such a run it takes up. ``is_cancelled``: whether nobody waits for it any more. ``deadline``:
     on the clock of the queue, after which its answer is of no use. ``drop``: called in place of
-    running it, with ``"cancelled"`` or ``"late"``. ``subject``: what ``run`` has to know of it.
+    running it, with ``"cancelled"`` or ``"late"``. Neither may raise. ``subject``: what ``run`` has
+    to know of it.
     """
 
     run: Callable[[list[Job]], None]

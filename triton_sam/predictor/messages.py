@@ -91,13 +91,17 @@ class Request:
             "multimask_output": bool(self._number("multimask_output", 0)),
         }
 
-    def check_counts(self, max_prompts: int, max_points: int) -> None:
-        """Raise :class:`InvalidInputError` for more prompts, or more points in all, than that."""
+    def check_counts(self, max_prompts: int, max_points: int, max_clicks: int) -> None:
+        """Raise :class:`InvalidInputError` for more prompts, points, or points of one prompt."""
         points, masks = self.inputs.get("point_coords"), self.inputs.get("mask_input")
         boxes = self.inputs.get("boxes")
         if points is not None and points.size // 2 > max_points:
             raise InvalidInputError(
                 f"point_coords has {points.size // 2} points; a request takes {max_points}."
+            )
+        if points is not None and points.ndim > 1 and points.shape[-2] > max_clicks:
+            raise InvalidInputError(
+                f"A prompt has {points.shape[-2]} points; one takes {max_clicks}."
             )
         for array in (points, boxes, masks):
             if array is not None and array.ndim > 2 - (array is boxes) and len(array) > max_prompts:

@@ -7,9 +7,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +51,7 @@ GAUGES = {
     "waiting": "Requests that wait to be run",
 }
 
+Content: TypeAlias = "bytes | NDArray[np.uint8]"
 Reply = Callable[["Arrays | PredictorError"], None]
 
 
@@ -59,9 +60,10 @@ class Settings:
     """Limits of a predictor.
 
     ``store_bytes``: of all encoded images. ``ttl_s``: how long one is kept after its last use.
-    ``max_pixels``: of an image. ``max_prompts`` and ``max_points``: of a request. ``max_waiting``:
-    requests in each queue. ``gather``: prompts that are decoded together. ``encoders``: images
-    that are decoded from their files and resized at a time.
+    ``max_pixels``: of an image. ``max_prompts``, ``max_points``: of a request. ``max_clicks``: of
+    one prompt, whose memory grows with their square. ``max_waiting``: requests in each queue.
+    ``gather``: prompts that are decoded together. ``encoders``: images that are decoded from their
+    files and resized at a time.
     """
 
     store_bytes: int = 1 << 30
@@ -69,6 +71,7 @@ class Settings:
     max_pixels: int = MAX_IMAGE_PIXELS
     max_prompts: int = 1024
     max_points: int = 4096
+    max_clicks: int = 512
     max_waiting: int = 1024
     gather: int = 8
     encoders: int = 1
@@ -145,25 +148,22 @@ class Predictor:
         self._encodings: dict[str, _Encoding] = {}
         self._lock = threading.Lock()
         self._counts = dict.fromkeys(("encodes", "decodes", "decoded_prompts", "dropped"), 0)
-        # What takes long and comes after the decoder, so that the next click need not wait for it.
-        self._finishing = ThreadPoolExecutor(2, "finish")
+        # What comes before the encoder and after the decoder, and would hold others up there.
+        self._aside = ThreadPoolExecutor(2, "aside")
         self._embedding_bytes = sum(_bytes(tensor) for tensor in self.family.encoder.outputs)
         if settings.store_bytes < 2 * self._embedding_bytes:
             raise InvalidInputError(
                 f"store_bytes is {settings.store_bytes}, expected {2 * self._embedding_bytes} or "
                 f"more: an encoded image of {self.family.title} takes {self._embedding_bytes}."
             )
-        workers = [(self._clicks, "decode", lambda: None)]
-        workers += [(self._images, "encode", engine.make_way)] * settings.encoders
-        self._threads = [
-            threading.Thread(target=_work, args=(jobs, prepare), name=name, daemon=True)
-            for jobs, name, prepare in workers
+        self._decoder = _started("decode", self._clicks, lambda: None)
+        self._encoders = [
+            _started("encode", self._images, engine.make_way) for _ in range(settings.encoders)
         ]
-        for thread in self._threads:
-            thread.start()
 
     def submit(self, request: Request) -> None:
         """Answer a request, now or later; never raises."""
+        request = replace(request, reply=_once(request.reply))
         _guarded(request.reply, lambda: self._submit(request))
 
     def counts(self) -> dict[str, int]:
@@ -179,16 +179,20 @@ class Predictor:
 
     def close(self) -> None:
         """Answer what waits, and end."""
+        # In the order in which one gives work to the next; what is aside may come before or after.
+        self._aside.submit(lambda: None).result()
         self._images.close()
-        self._clicks.close()
-        for thread in self._threads:
+        for thread in self._encoders:
             thread.join()
-        self._finishing.shutdown()
+        self._clicks.close()
+        self._decoder.join()
+        self._aside.shutdown()
         self._engine.close()
 
     def _submit(self, request: Request) -> None:
         deadline = time.monotonic() + request.seconds
-        request.check_counts(self._settings.max_prompts, self._settings.max_points)
+        settings = self._settings
+        request.check_counts(settings.max_prompts, settings.max_points, settings.max_clicks)
         content = request.content
         if content is None:
             if request.handle is None:
@@ -198,14 +202,25 @@ class Predictor:
                 )
             self._on_image(_Ask(request, request.handle, deadline))
         else:
-            job = Job(
-                run=lambda _: _guarded(request.reply, lambda: self._encode(request, deadline)),
-                drop=partial(self._drop, request),
-                priority=request.priority,
-                is_cancelled=request.is_cancelled,
-                deadline=deadline,
-            )
-            self._put(self._images, job, request)
+            # Its name takes milliseconds to work out, in which other requests are not taken in.
+            self._aside.submit(_guarded, request.reply, partial(self._receive, request, deadline))
+
+    def _receive(self, request: Request, deadline: float) -> None:
+        """Go on with an image that was sent: encode it, unless it is there already."""
+        content = request.content
+        assert content is not None
+        ask = _Ask(request, image_handle(content, request.tenant_key), deadline)
+        if ask.handle in self.store:
+            self._on_image(ask)
+            return
+        job = Job(
+            run=lambda _: _guarded(request.reply, lambda: self._encode(ask, content)),
+            drop=partial(self._drop, request),
+            priority=request.priority,
+            is_cancelled=request.is_cancelled,
+            deadline=deadline,
+        )
+        self._put(self._images, job, request)
 
     def _count(self, what: str, times: int = 1) -> None:
         with self._lock:
@@ -221,10 +236,7 @@ class Predictor:
         except QueueFullError as exc:
             request.reply(PredictorError("busy", f"The queue is full: {exc}. Try again later."))
 
-    def _encode(self, request: Request, deadline: float) -> None:
-        content = request.content
-        assert content is not None
-        ask = _Ask(request, image_handle(content, request.tenant_key), deadline)
+    def _encode(self, ask: _Ask, content: Content) -> None:
         with self._lock:
             known = ask.handle in self.store
             under_way = self._encodings.get(ask.handle)
@@ -251,8 +263,8 @@ class Predictor:
             raise failure
         self._on_image(ask)
 
-    def _encode_content(self, handle: str, content: object) -> None:
-        picture = load_image(content, self._settings.max_pixels)  # type: ignore[arg-type]
+    def _encode_content(self, handle: str, content: Content) -> None:
+        picture = load_image(content, self._settings.max_pixels)
         size = picture.height, picture.width
         pixels = preprocess(picture, self.family.image)
         call = encode_call(self.family, pixels, self._engine.encoder_served)
@@ -318,7 +330,7 @@ class Predictor:
             extra = {name: array[rows] for name, array in further.items()}
             finish = partial(self._finish, ask, own, extra, size)
             if ask.request.at_full_size:
-                self._finishing.submit(finish)
+                self._aside.submit(finish)
             else:
                 finish()
 
@@ -372,10 +384,34 @@ class Predictor:
         request.reply(_wanted(arrays, request))
 
 
-def _work(jobs: Jobs, prepare: Callable[[], None]) -> None:
-    prepare()
-    while taken := jobs.take():
-        taken[0].run(taken)
+def _started(name: str, jobs: Jobs, prepare: Callable[[], None]) -> threading.Thread:
+    """A thread that carries out ``jobs`` until they are closed."""
+
+    def work() -> None:
+        prepare()
+        while taken := jobs.take():
+            taken[0].run(taken)
+
+    thread = threading.Thread(target=work, name=name, daemon=True)
+    thread.start()
+    return thread
+
+
+def _once(reply: Reply) -> Reply:
+    """``reply``, which never raises, and of several answers sends the first.
+
+    An answer that cannot be sent is that request's misfortune and no other's.
+    """
+    answered = threading.Lock()
+
+    def safely(answer: Arrays | PredictorError) -> None:
+        if answered.acquire(blocking=False):
+            try:
+                reply(answer)
+            except Exception:
+                logger.exception("an answer was not sent")
+
+    return safely
 
 
 def _guarded(reply: Reply, work: Callable[[], None]) -> None:

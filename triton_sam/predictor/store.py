@@ -95,9 +95,13 @@ class Store:
 
     @contextmanager
     def pinned(self, handle: str) -> Iterator[Encoded | None]:
-        """The image, kept while the block runs; ``None`` when it is not there."""
+        """The image, kept while the block runs; ``None`` when it is not there.
+
+        Counts as no use of its own: who pins has asked for the size before.
+        """
         with self._lock:
-            entry = self._used(handle)
+            self._expire()
+            entry = self._entries.get(handle)
             if entry is not None:
                 entry.pins += 1
         try:
