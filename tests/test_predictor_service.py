@@ -22,6 +22,7 @@ from triton_sam import (
     ImageError,
     InferenceError,
     InvalidInputError,
+    ModelNotReadyError,
     PromptError,
     SAM2TritonClient,
 )
@@ -442,6 +443,36 @@ def test_where_embeddings_are_kept_can_be_said(both: tuple[Predictor, FakeEngine
         SAM2TritonClient(
             transport=way, embedding="server", cache=EmbeddingCache(MemoryTier(max_bytes=1))
         )
+
+
+def test_a_predictor_that_comes_and_goes_is_noticed() -> None:
+    pair = FakeTransport(SPEC, lambda call: answer(SPEC, call))
+    with running() as (predictor, _):
+        way = PredictorTransport(predictor)
+        serves = [False]
+
+        class Changing(FakeTransport):
+            def served(self, model: str, timeout_s: float | None = None) -> Any:
+                return (way if serves[0] and model == way.model.name else pair).served(model)
+
+            def infer(self, call: Any, timeout_s: float | None = None) -> Any:
+                if call.model != way.model.name:
+                    return pair.infer(call)
+                if not serves[0]:
+                    raise ModelNotReadyError("There is none any more.")
+                return way.infer(call)
+
+        with SAM2TritonClient(transport=Changing(SPEC, lambda call: {})) as client:
+            kinds = []
+            for serves[0] in (False, True, True):
+                client.set_image(photo())
+                kinds.append(type(client.embedding).__name__)
+            serves[0] = False
+            with pytest.raises(ModelNotReadyError):
+                client.predict([[1, 1]], [1])
+            client.set_image(photo())
+            kinds.append(type(client.embedding).__name__)
+    assert kinds == ["Embedding", "ServerEmbedding", "ServerEmbedding", "Embedding"]
 
 
 def test_a_segmentation_shows_itself_over_the_picture(both: tuple[Predictor, FakeEngine]) -> None:

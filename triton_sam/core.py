@@ -262,14 +262,15 @@ class ClientCore:
         return embedding, picture
 
     def _keeps_on_server(self, deadline: Deadline) -> Flow[bool]:
-        """Whether the server's predictor is to be used; asked once."""
-        if self._where == "auto":
-            try:
-                yield from self._what_is_served(predictor_model(self.family).name, deadline)
-                self._where = "server"
-            except ModelNotReadyError:
-                self._where = "client"
-        return self._where == "server"
+        """Whether the server's predictor is to be used."""
+        if self._where != "auto":
+            return self._where == "server"
+        try:
+            # Asked again where there is none: less than a thousandth of the encoding that follows.
+            yield from self._what_is_served(predictor_model(self.family).name, deadline)
+        except ModelNotReadyError:
+            return False
+        return True
 
     def _on_server(self, image: ImageSource, deadline: Deadline) -> Flow[ServerEmbedding]:
         """Have the server encode an image that it does not have yet."""
