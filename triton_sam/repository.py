@@ -79,11 +79,12 @@ def render_config(model: Model, instances: int = 1) -> str:
     )
 
 
-def render_predictor(family: Family, instances: int = 1) -> str:
+def render_predictor(family: Family) -> str:
     """The ``config.pbtxt`` of the predictor of ``family``, which runs the pair beside it.
 
     ``dynamic_batching { }`` as for the pair: it lets a request that is cancelled before the
-    backend has it leave the queue.
+    backend has it leave the queue. One instance for each GPU, whatever the pair has: each keeps
+    images of its own, and a second one would have to encode them again.
     """
     model = predictor_model(family)
     parameters = {"family": family.name, "variant": family.served_variant}
@@ -99,7 +100,7 @@ def render_predictor(family: Family, instances: int = 1) -> str:
             for key, value in parameters.items()
             if value
         )
-        + f"instance_group [ {{ count: {instances} }} ]\n"
+        + "instance_group [ { count: 1 } ]\n"
         + "dynamic_batching { }\n"
     )
 
@@ -143,7 +144,11 @@ def _configs(root: Path, families: Iterable[Family]) -> Iterator[tuple[str, Call
     for family in families:
         for model in family.models:
             yield model.name, partial(render_config, _as_installed(root, model))
-        yield predictor_model(family).name, partial(render_predictor, family)
+        yield predictor_model(family).name, partial(_render_predictor, family)
+
+
+def _render_predictor(family: Family, instances: int) -> str:
+    return render_predictor(family)
 
 
 def configured_instances(config: Path) -> int:
@@ -312,7 +317,7 @@ def _check_predictor(root: Path, family: Family) -> Iterator[Problem]:
     config = root / name / "config.pbtxt"
     if not config.is_file():
         yield Problem(name, "config.pbtxt is missing; run `triton-sam configure`.")
-    elif config.read_text() != render_predictor(family, configured_instances(config)):
+    elif config.read_text() != render_predictor(family):
         yield Problem(name, "config.pbtxt differs from the table; run `triton-sam configure`.")
 
 

@@ -116,8 +116,9 @@ def _chosen(models: Models, patterns: str) -> Models:
 
 
 def _check_instances(model: Path, wanted: str) -> None:
-    found = _COUNT.search((model / "config.pbtxt").read_text("utf-8", "replace"))
-    if wanted and found and found[1] != wanted:
+    config = (model / "config.pbtxt").read_text("utf-8", "replace")
+    found = _COUNT.search(config)
+    if wanted and found and found[1] != wanted and not is_predictor(config):
         _say(
             f"{model.name} has {found[1]} instances in its config.pbtxt, and TRITON_SAM_INSTANCES "
             f"is {wanted}. Run `triton-sam configure --instances {wanted}` and start again."
