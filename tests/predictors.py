@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from triton_sam.errors import InferenceError, ModelNotReadyError
 from triton_sam.predictor.messages import Arrays, PredictorError, Request
-from triton_sam.predictor.service import Predictor, Settings
+from triton_sam.predictor.service import Predictor
+from triton_sam.predictor.settings import Settings
 from triton_sam.protocol import Call, Served
 from triton_sam.specs import Family
 from triton_sam.specs.predictor import predictor_model

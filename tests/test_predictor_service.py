@@ -28,7 +28,8 @@ from triton_sam import (
 )
 from triton_sam.cache import EmbeddingCache, MemoryTier
 from triton_sam.predictor.messages import PredictorError, Request
-from triton_sam.predictor.service import Predictor, Settings
+from triton_sam.predictor.service import Predictor
+from triton_sam.predictor.settings import Settings
 from triton_sam.predictor.store import image_handle
 from triton_sam.specs import FAMILIES, Family
 

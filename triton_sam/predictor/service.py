@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InferenceError, InvalidInputError
-from ..images import MAX_IMAGE_PIXELS, load_image, preprocess
+from ..images import load_image, preprocess
 from ..prompts import Prompt
 from ..protocol import (
     Call,
@@ -31,75 +31,13 @@ from ..specs.predictor import further_outputs
 from .jobs import Job, Jobs, QueueFullError
 from .messages import Arrays, PredictorError, Request, image_outputs
 from .results import empty_outputs, prediction_outputs
+from .settings import Settings
 from .store import Encoded, Store, image_handle
 
 logger = logging.getLogger(__name__)
 
-COUNTERS = {
-    "store_hits": "Requests for an image that was there",
-    "store_misses": "Requests for an image that was not there",
-    "store_evictions": "Images that made room for others",
-    "store_expired": "Images that nobody had asked for in a long time",
-    "encodes": "Runs of the encoder",
-    "decodes": "Runs of the decoder",
-    "decoded_prompts": "Prompts that those decoded",
-    "dropped": "Requests that were cancelled or late before they were run",
-}
-GAUGES = {
-    "store_images": "Images that are kept",
-    "store_bytes": "Bytes of the images that are kept",
-    "waiting": "Requests that wait to be run",
-}
-
 Content: TypeAlias = "bytes | NDArray[np.uint8]"
 Reply = Callable[["Arrays | PredictorError"], None]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Limits of a predictor.
-
-    ``store_bytes``: of all encoded images. ``ttl_s``: how long one is kept after its last use.
-    ``max_pixels``: of an image. ``max_prompts``, ``max_points``: of a request. ``max_clicks``: of
-    one prompt, whose memory grows with their square. ``max_waiting``: requests in each queue.
-    ``gather``: prompts that are decoded together. ``encoders``: images that are decoded from their
-    files and resized at a time.
-    """
-
-    store_bytes: int = 1 << 30
-    ttl_s: float = 3600.0
-    max_pixels: int = MAX_IMAGE_PIXELS
-    max_prompts: int = 1024
-    max_points: int = 4096
-    max_clicks: int = 512
-    max_waiting: int = 1024
-    gather: int = 8
-    encoders: int = 1
-
-    @classmethod
-    def read(cls, variables: Mapping[str, str], on_gpu: bool) -> Settings:
-        """From the environment: ``TRITON_SAM_STORE_MB``, ``_STORE_TTL_S`` and ``_QUEUE``.
-
-        Raises :class:`InvalidInputError` for what is no positive number.
-        """
-
-        def number(name: str, default: float) -> float:
-            text = variables.get(name) or str(default)
-            try:
-                value = float(text)
-            except ValueError:
-                value = 0.0
-            if not 0 < value < float("inf"):
-                raise InvalidInputError(f"{name} is {text!r}, expected a number greater than 0.")
-            return value
-
-        return cls(
-            store_bytes=int(number("TRITON_SAM_STORE_MB", 4096 if on_gpu else 1024) * 1e6),
-            ttl_s=number("TRITON_SAM_STORE_TTL_S", cls.ttl_s),
-            max_waiting=int(number("TRITON_SAM_QUEUE", cls.max_waiting)),
-            # Files are read on the processor, so that a GPU waits for several of them.
-            encoders=4 if on_gpu else 1,
-        )
 
 
 @dataclass(eq=False)

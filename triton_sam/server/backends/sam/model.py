@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from ....errors import InvalidInputError
     from ....predictor.engine import Device, Engine
     from ....predictor.messages import Arrays, PredictorError, Request
-    from ....predictor.service import COUNTERS, GAUGES, Predictor, Settings
+    from ....predictor.service import Predictor
+    from ....predictor.settings import COUNTERS, GAUGES, Settings
     from ....processors import default_threads
     from ....specs import family
 
@@ -36,7 +37,8 @@ else:
     from triton_sam_part.errors import InvalidInputError
     from triton_sam_part.predictor.engine import Device, Engine
     from triton_sam_part.predictor.messages import Arrays, PredictorError, Request
-    from triton_sam_part.predictor.service import COUNTERS, GAUGES, Predictor, Settings
+    from triton_sam_part.predictor.service import Predictor
+    from triton_sam_part.predictor.settings import COUNTERS, GAUGES, Settings
     from triton_sam_part.processors import default_threads
     from triton_sam_part.specs import family
 
