@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--hovers", type=int, default=50, help="positions of each stroke")
     parser.add_argument("--rate", type=float, default=60.0, metavar="HZ")
     parser.add_argument("--strokes", type=int, default=5)
+    parser.add_argument("--embedding", choices=("auto", "server", "client"), default="auto")
     args = parser.parse_args()
     with _server(args.url, args.repository) as server:
         load = asyncio.run(
@@ -38,6 +39,7 @@ def main() -> None:
                 hovers=args.hovers,
                 rate_hz=args.rate,
                 strokes=args.strokes,
+                embedding=args.embedding,
             )
         )
     ratios = {"settle_ratio": load.settle_ratio, "tail_ratio": load.tail_ratio}

@@ -227,28 +227,30 @@ def test_only_what_was_asked_for_is_sent_back(both: tuple[Predictor, FakeEngine]
     assert list(asked.result(10)) == ["iou_predictions"]
 
 
-def test_requests_about_one_image_are_decoded_together_and_answered_apart(
-    both: tuple[Predictor, FakeEngine],
-) -> None:
-    predictor, engine = both
-    handle = ask(predictor, LOOK, image=photo()).result(10)["handle"]
-    engine.may_decode.clear()
-    first = ask(predictor, CLICK, image_handle=handle, **point(50, 50))
-    time.sleep(0.1)  # the first one is being decoded: these wait
-    others = [ask(predictor, CLICK, image_handle=handle, **point(10 * i, 20)) for i in range(1, 9)]
-    engine.may_decode.set()
-    for future in (first, *others):
-        assert future.result(10)["found"][0]
+def test_requests_about_one_image_are_decoded_together_and_answered_apart() -> None:
+    with running(gather=8) as (predictor, engine):
+        handle = ask(predictor, LOOK, image=photo()).result(10)["handle"]
+        engine.may_decode.clear()
+        first = ask(predictor, CLICK, image_handle=handle, **point(50, 50))
+        time.sleep(0.1)  # the first one is being decoded: these wait
+        others = [
+            ask(predictor, CLICK, image_handle=handle, **point(10 * i, 20)) for i in range(1, 9)
+        ]
+        engine.may_decode.set()
+        for future in (first, *others):
+            assert future.result(10)["found"][0]
     assert [len(call.inputs["point_coords"]) for call in engine.decoded] == [1, 8]
     for i, future in enumerate(others, 1):
         peak = np.unravel_index(future.result()["low_res_logits"][0, 0].argmax(), (256, 256))
         np.testing.assert_allclose(peak, (20 * 256 / 300, 10 * i * 256 / 400), atol=1)
 
 
-def test_many_prompts_are_decoded_in_parts(both: tuple[Predictor, FakeEngine]) -> None:
-    predictor, engine = both
+def test_many_prompts_are_decoded_in_parts() -> None:
     coords = np.random.default_rng(0).uniform(0, 300, (19, 1, 2)).astype(np.float32)
-    with SAM2TritonClient(transport=PredictorTransport(predictor)) as client:
+    with (
+        running(gather=8) as (predictor, engine),
+        SAM2TritonClient(transport=PredictorTransport(predictor)) as client,
+    ):
         client.set_image(photo())
         masks, scores = client.predict(coords, np.ones((19, 1)))
     assert masks.shape == (19, 1, 256, 256) and scores.shape == (19, 1)
@@ -285,7 +287,7 @@ def test_cancelled_and_late_requests_are_not_decoded(both: tuple[Predictor, Fake
 
 
 def test_a_click_overtakes_the_hovers_that_wait() -> None:
-    with running(gather=1) as (predictor, engine):
+    with running() as (predictor, engine):
         handle = ask(predictor, LOOK, image=photo()).result(10)["handle"]
         engine.may_decode.clear()
         hover = {"priority": np.array([1], np.int32)}
@@ -486,8 +488,10 @@ def test_a_segmentation_shows_itself_over_the_picture(both: tuple[Predictor, Fak
 
 def test_settings_come_from_the_environment() -> None:
     settings = Settings.read({"TRITON_SAM_STORE_MB": "64", "TRITON_SAM_STORE_TTL_S": ""}, False)
-    assert (settings.store_bytes, settings.ttl_s, settings.encoders) == (64_000_000, 3600, 1)
-    assert Settings.read({}, True).store_bytes == 4_096_000_000
+    assert (settings.store_bytes, settings.ttl_s) == (64_000_000, 3600)
+    assert (settings.encoders, settings.gather) == (1, 1)
+    on_gpu = Settings.read({}, True)
+    assert (on_gpu.store_bytes, on_gpu.encoders, on_gpu.gather) == (4_096_000_000, 4, 8)
     with pytest.raises(InvalidInputError, match="TRITON_SAM_QUEUE is 'many'"):
         Settings.read({"TRITON_SAM_QUEUE": "many"}, False)
     with pytest.raises(InvalidInputError, match="expected 33554432 or more"):

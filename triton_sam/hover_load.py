@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .core import Masks
+from .core import Masks, Where
 from .embedding import Embedding
 from .hover import Hover, HoverResult
 from .speculative_client import SpeculativeSAM2Client
 
 _IMAGE_SIZE = (480, 640)
+
+Open = Callable[[], SpeculativeSAM2Client]
 
 
 @dataclass(frozen=True)
@@ -24,8 +27,10 @@ class HoverLoad:
 
     ``requested``: positions of all pointers; ``sent``: of these, requests to the server.
     ``right``: sessions whose last result is the mask of their last position. ``settle_ms``: from
-    the last position to its mask, median over the strokes of all sessions. ``click_p50_ms`` and
-    ``click_p99_ms``: a single click from one more client under the same load, ``clicks`` of them.
+    the last position to its mask, median over the strokes of all sessions. ``single_p50_ms``: of
+    one more pointer that asks for one position at a time under the same load, ``singles`` of them.
+    ``click_p50_ms`` and ``click_p99_ms``: a click from one more client, which a predictor answers
+    before hovers; ``clicks`` of them.
     """
 
     sessions: int
@@ -34,14 +39,16 @@ class HoverLoad:
     failed: int
     right: int
     settle_ms: float
+    singles: int
+    single_p50_ms: float
     clicks: int
     click_p50_ms: float
     click_p99_ms: float
 
     @property
     def settle_ratio(self) -> float:
-        """``settle_ms`` in single clicks under the same load; at most 2 is wanted."""
-        return self.settle_ms / self.click_p50_ms
+        """``settle_ms`` in single decodes under the same load; at most 2 is wanted."""
+        return self.settle_ms / self.single_p50_ms
 
     @property
     def tail_ratio(self) -> float:
@@ -57,26 +64,29 @@ async def measure_hover_load(
     hovers: int = 50,
     rate_hz: float = 60.0,
     strokes: int = 1,
+    embedding: Where = "auto",
 ) -> HoverLoad:
     """Move ``sessions`` pointers over an image of noise, ``hovers`` positions at ``rate_hz`` each.
 
-    ``strokes``: how often; after each the pointers rest until they have their masks. Raises what
-    the client raises.
+    ``strokes``: how often; after each the pointers rest until they have their masks.
+    ``embedding``: where it is kept. Raises what the client raises.
     """
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (*_IMAGE_SIZE, 3), dtype=np.uint8)
-    async with SpeculativeSAM2Client(url, model_type) as client:
+    open_client = partial(SpeculativeSAM2Client, url, model_type, embedding=embedding)
+    async with open_client() as client:
         image = await client.encode(noise)
         paths = [_path(rng, hovers * strokes) for _ in range(sessions)]
         await client.predict([paths[0][0]], [1], embedding=image)  # the first one is slow
         over = asyncio.Event()
-        clicking = asyncio.create_task(_click(url, model_type, image, over))
+        clicking = asyncio.create_task(_click(open_client, image, over))
+        pointing = asyncio.create_task(_point(open_client, image, over))
         pointers = [_Pointer(client, image, path, hovers, rate_hz) for path in paths]
         try:
             await asyncio.gather(*(pointer.run() for pointer in pointers))
         finally:
             over.set()
-            clicks = await clicking
+            clicks, singles = await clicking, await pointing
         right = [await _is_right(client, image, pointer) for pointer in pointers]
     statuses = [pointer.hover.status for pointer in pointers]
     return HoverLoad(
@@ -86,6 +96,8 @@ async def measure_hover_load(
         failed=sum(status.failed for status in statuses),
         right=sum(right),
         settle_ms=1e3 * float(np.median([s for pointer in pointers for s in pointer.settled_s])),
+        singles=len(singles),
+        single_p50_ms=1e3 * float(np.percentile(singles, 50)),
         clicks=len(clicks),
         click_p50_ms=1e3 * float(np.percentile(clicks, 50)),
         click_p99_ms=1e3 * float(np.percentile(clicks, 99)),
@@ -126,13 +138,25 @@ class _Pointer:
         self.settled_s.append(time.perf_counter() - moved)
 
 
-async def _click(url: str, model_type: str, image: Embedding, over: asyncio.Event) -> list[float]:
+async def _click(open_client: Open, image: Embedding, over: asyncio.Event) -> list[float]:
     """Seconds of single clicks, one after the other, until it is over; at least three."""
     seconds: list[float] = []
-    async with SpeculativeSAM2Client(url, model_type) as client:
+    async with open_client() as client:
         while not over.is_set() or len(seconds) < 3:
             begun = time.perf_counter()
             await client.predict([[100, 100]], [1], embedding=image)
+            seconds.append(time.perf_counter() - begun)
+    return seconds
+
+
+async def _point(open_client: Open, image: Embedding, over: asyncio.Event) -> list[float]:
+    """Seconds of a pointer's single positions, each after the last one's mask; at least three."""
+    seconds: list[float] = []
+    async with open_client() as client, client.hover(image) as hover:
+        while not over.is_set() or len(seconds) < 3:
+            begun = time.perf_counter()
+            hover.move(100, 100)
+            await hover.settled()
             seconds.append(time.perf_counter() - begun)
     return seconds
 
