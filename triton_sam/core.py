@@ -33,6 +33,7 @@ from .images import ImageSource, digest, load_image, preprocess
 from .masks import Preview, Segmentation, clamp, masks_at
 from .painting import preview
 from .predictor.jobs import Priority
+from .predictor.store import image_handle
 from .prompts import Prompt
 from .protocol import (
     Arrays,
@@ -49,7 +50,6 @@ from .server_embedding import (
     ServerEmbedding,
     click_call,
     find_call,
-    handle_of,
     read_click,
     read_content,
     read_found,
@@ -275,7 +275,7 @@ class ClientCore:
     def _on_server(self, image: ImageSource, deadline: Deadline) -> Flow[ServerEmbedding]:
         """Have the server encode an image that it does not have yet."""
         content: Content = yield Work(partial(read_content, image, self._max_image_pixels))
-        handle = yield Work(partial(handle_of, content, self._tenant_key))
+        handle = yield Work(partial(image_handle, content, self._tenant_key))
         calls = find_call(self.family, handle), send_call(self.family, content, self._tenant_key)
         for call in calls:
             try:

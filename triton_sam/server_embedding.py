@@ -21,7 +21,6 @@ from .errors import EmbeddingError, ImageError, InferenceError
 from .images import ImageSource, check_image, load_image
 from .painting import preview
 from .predictor.jobs import Priority
-from .predictor.store import image_handle
 from .prompts import Prompt
 from .protocol import Arrays, Call, Prediction
 from .specs import Family
@@ -77,11 +76,6 @@ def read_content(source: ImageSource, max_pixels: int) -> Content:
         content = bytes(source)
     check_image(content, max_pixels)
     return content
-
-
-def handle_of(content: Content, tenant_key: bytes) -> str:
-    """What the server will call this image."""
-    return image_handle(content, tenant_key)
 
 
 def find_call(family: Family, handle: str) -> Call:

@@ -17,8 +17,7 @@ Arrays = dict[str, NDArray[Any]]
 Kind = Literal["invalid", "unknown", "busy", "late", "cancelled", "failed"]
 
 _PROMPTS = ("point_coords", "boxes", "mask_input")
-_LOW_RES = frozenset({"low_res_logits", "low_res_bits"})
-_FULL_SIZE = frozenset({"masks_rle", "masks_bits"})
+FULL_SIZE = frozenset({"masks_rle", "masks_bits"})
 
 
 class PredictorError(Exception):
@@ -112,7 +111,7 @@ class Request:
     @property
     def at_full_size(self) -> bool:
         """Whether masks at the image's own size are asked for, which take a while to make."""
-        return bool(self.outputs & _FULL_SIZE)
+        return bool(self.outputs & FULL_SIZE)
 
     def _number(self, name: str, default: int) -> int:
         given = self.inputs.get(name)

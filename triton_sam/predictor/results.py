@@ -9,7 +9,7 @@ from ..masks import THRESHOLD, masks_at
 from ..protocol import Prediction
 from ..rle import to_rle
 from ..specs import Family
-from .messages import Arrays
+from .messages import FULL_SIZE, Arrays
 
 
 def prediction_outputs(
@@ -27,7 +27,7 @@ def prediction_outputs(
         arrays["low_res_logits"] = logits
     if "low_res_bits" in outputs:
         arrays["low_res_bits"] = _bits(logits > THRESHOLD)
-    if outputs & {"masks_rle", "masks_bits"}:
+    if outputs & FULL_SIZE:
         masks = masks_at(logits, size, family.image)
         if "masks_rle" in outputs:
             arrays["masks_rle"] = _run_lengths(masks)

@@ -87,7 +87,8 @@ class Predictor:
         self._lock = threading.Lock()
         self._counts = dict.fromkeys(("encodes", "decodes", "decoded_prompts", "dropped"), 0)
         # What comes before the encoder and after the decoder, and would hold others up there.
-        self._aside = ThreadPoolExecutor(2, "aside")
+        self._naming = ThreadPoolExecutor(1, "name")
+        self._finishing = ThreadPoolExecutor(2, "finish")
         self._embedding_bytes = sum(_bytes(tensor) for tensor in self.family.encoder.outputs)
         if settings.store_bytes < 2 * self._embedding_bytes:
             raise InvalidInputError(
@@ -117,14 +118,14 @@ class Predictor:
 
     def close(self) -> None:
         """Answer what waits, and end."""
-        # In the order in which one gives work to the next; what is aside may come before or after.
-        self._aside.submit(lambda: None).result()
+        # In the order in which one gives work to the next.
+        self._naming.shutdown()
         self._images.close()
         for thread in self._encoders:
             thread.join()
         self._clicks.close()
         self._decoder.join()
-        self._aside.shutdown()
+        self._finishing.shutdown()
         self._engine.close()
 
     def _submit(self, request: Request) -> None:
@@ -141,7 +142,7 @@ class Predictor:
             self._on_image(_Ask(request, request.handle, deadline))
         else:
             # Its name takes milliseconds to work out, in which other requests are not taken in.
-            self._aside.submit(_guarded, request.reply, partial(self._receive, request, deadline))
+            self._naming.submit(_guarded, request.reply, partial(self._receive, request, deadline))
 
     def _receive(self, request: Request, deadline: float) -> None:
         """Go on with an image that was sent: encode it, unless it is there already."""
@@ -268,7 +269,7 @@ class Predictor:
             extra = {name: array[rows] for name, array in further.items()}
             finish = partial(self._finish, ask, own, extra, size)
             if ask.request.at_full_size:
-                self._aside.submit(finish)
+                self._finishing.submit(finish)
             else:
                 finish()
 

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from .types import Family, Model, Tensor
 
-PREDICTOR_SUFFIX = "predictor"
-
 
 def predictor_model(family: Family) -> Model:
     """The predictor beside the pair of ``family``: ``sam2_predictor``, ``sam2_large_predictor``.
@@ -45,7 +43,7 @@ def predictor_model(family: Family) -> Model:
     side = family.prompts.mask_size
     scores = [Tensor(name, (-1, 1)) for name in further_outputs(family)]
     return Model(
-        name=family.encoder.name.removesuffix("encoder") + PREDICTOR_SUFFIX,
+        name=family.encoder.name.removesuffix("encoder") + "predictor",
         inputs=(
             Tensor("encoded_image", (1,), "string", omittable=True),
             Tensor("image", (-1, -1, 3), "uint8", omittable=True),
