@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from triton_sam.files import write_atomically
-from triton_sam.repository import MANIFEST_FILE, check
+from triton_sam.repository import MANIFEST_FILE, check, graph_files
 from triton_sam.specs import FAMILIES
 
 _FAMILY = FAMILIES["sam2"]
@@ -35,10 +35,13 @@ def main() -> int:
         parser.error(str(problems[0]))
     for model in _FAMILY.models:
         folder = args.repository / model.name / "1"
-        packed = lzma.compress((folder / model.file).read_bytes(), filters=_FILTERS)
-        write_atomically(_ASSETS / f"{model.name}.onnx.xz", packed)
+        files = {f"{model.name}.onnx.xz": folder / model.file}
+        files |= {f"{model.name}-{n}.xz": folder / n for n in graph_files(_FAMILY, model)}
+        for name, file in files.items():
+            packed = lzma.compress(file.read_bytes(), filters=_FILTERS)
+            write_atomically(_ASSETS / name, packed)
+            print(f"{name}: {len(packed) / 1e6:.2f} MB")
         write_atomically(_ASSETS / f"{model.name}.json", (folder / MANIFEST_FILE).read_bytes())
-        print(f"{model.name}: {len(packed) / 1e6:.2f} MB")
     return 0
 
 

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Mapping
 from typing import Any
 
 from fakes import FakeTransport, answer
 from numpy.typing import NDArray
 
-from triton_sam.errors import InferenceError, ModelNotReadyError
-from triton_sam.predictor.messages import Arrays, PredictorError, Request
+from triton_sam.export import parity
+from triton_sam.export.parity import submit as ask
+from triton_sam.predictor.messages import Arrays
 from triton_sam.predictor.service import Predictor
 from triton_sam.predictor.settings import Settings
-from triton_sam.protocol import Call, Served
+from triton_sam.protocol import Call
 from triton_sam.specs import Family
-from triton_sam.specs.predictor import predictor_model
+
+__all__ = ["FakeEngine", "PredictorTransport", "ask", "predictor_of"]
 
 
 class FakeEngine:
@@ -27,6 +28,7 @@ class FakeEngine:
         served = FakeTransport(family, lambda call: {}).models
         self.encoder_served = served[family.encoder.name]
         self.decoder_served = served[family.decoder.name]
+        self.kept = family.encoder.outputs
         self.encoded = 0
         self.decoded: list[Call] = []
         self.may_encode, self.may_decode = threading.Event(), threading.Event()
@@ -54,47 +56,16 @@ class FakeEngine:
         pass
 
 
-def ask(predictor: Predictor, outputs: Sequence[str], **inputs: Any) -> Future[Arrays]:
-    """Submit a request; its future gives the outputs or raises the error."""
-    future: Future[Arrays] = Future()
-
-    def reply(given: Arrays | PredictorError) -> None:
-        if isinstance(given, PredictorError):
-            future.set_exception(given)
-        else:
-            future.set_result(given)
-
-    cancelled = inputs.pop("cancelled", lambda: False)
-    predictor.submit(Request(inputs, frozenset(outputs), reply, cancelled))
-    return future
-
-
-class PredictorTransport:
-    """Moves the calls of a client to a predictor in this process."""
+class PredictorTransport(parity.PredictorTransport):
+    """Moves the calls of a client to a predictor in this process, which stays open."""
 
     def __init__(self, predictor: Predictor) -> None:
-        self.predictor = predictor
-        self.model = predictor_model(predictor.family)
+        super().__init__(predictor)
         self.calls: list[Call] = []
 
     def infer(self, call: Call, timeout_s: float | None = None) -> Arrays:
         self.calls.append(call)
-        try:
-            return ask(self.predictor, call.outputs, **call.inputs).result(10)
-        except PredictorError as exc:
-            raise InferenceError(f"said: {exc}", str(exc), exc.kind == "invalid") from exc
-
-    def served(self, model: str, timeout_s: float | None = None) -> Served:
-        if model != self.model.name:
-            raise ModelNotReadyError(f"There is no {model!r}.")
-        return Served(
-            frozenset(t.name for t in self.model.inputs),
-            frozenset(t.name for t in self.model.outputs),
-        )
-
-    def check_ready(self, models: Sequence[str], timeout_s: float | None = None) -> None:
-        if list(models) != [self.model.name]:
-            raise ModelNotReadyError(f"There is no {models!r}.")
+        return super().infer(call, timeout_s)
 
     def close(self) -> None:
         pass

@@ -13,14 +13,13 @@ import tritonclient.http as triton_http
 from conftest import SMALL, SPEC, Exported, export_apart
 from faces import FACES, open_client
 from PIL import Image
-from remembering import Remembering
 
 import triton_sam
 from triton_sam import repository
 from triton_sam.demo import demo_repository
 from triton_sam.export import sam2
 from triton_sam.export.checkpoints import checkpoint_from_pair
-from triton_sam.export.parity import Difference, Predictor, compare_image
+from triton_sam.export.parity import Difference, Predictor, Remembering, compare_image
 from triton_sam.images import load_image
 from triton_sam.server import EmbeddedServer
 from triton_sam.specs import Family

@@ -19,10 +19,10 @@ from .files import write_atomically
 from .images import load_image
 from .masks import Segmentation
 from .pictures import draw_prompts, write_png
-from .repository import MANIFEST_FILE, write_configs
+from .repository import MANIFEST_FILE, graph_files, write_configs
 from .server import EmbeddedServer
 from .server.install import default_home
-from .specs import FAMILIES
+from .specs import FAMILIES, Model
 
 _ASSETS = package_files("triton_sam") / "assets"
 _FAMILY = FAMILIES["sam2"]
@@ -44,19 +44,28 @@ def demo_repository() -> Path:
     The models are stored compressed with the package; the folder's name carries their digest,
     so that a new version unpacks anew.
     """
-    packed = {model.name: _ASSETS / f"{model.name}.onnx.xz" for model in _FAMILY.models}
-    digest = hashlib.sha256(b"".join(file.read_bytes() for file in packed.values())).hexdigest()
+    packed = {model.name: _packed(model) for model in _FAMILY.models}
+    assets = [name for files in packed.values() for name in files.values()]
+    digest = hashlib.sha256(b"".join((_ASSETS / name).read_bytes() for name in assets)).hexdigest()
     root = default_home() / f"demo-{digest[:12]}"
     for model in _FAMILY.models:
         folder = root / model.name / "1"
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / MANIFEST_FILE).is_file():
-            write_atomically(folder / model.file, lzma.decompress(packed[model.name].read_bytes()))
+            for name, asset in packed[model.name].items():
+                content = lzma.decompress((_ASSETS / asset).read_bytes())
+                write_atomically(folder / name, content)
             # Written last: where it is, the model is whole.
             manifest = (_ASSETS / f"{model.name}.json").read_bytes()
             write_atomically(folder / MANIFEST_FILE, manifest)
     write_configs(root, [_FAMILY])
     return root
+
+
+def _packed(model: Model) -> dict[str, str]:
+    """The names of the assets that hold a model's files, by the files' names."""
+    graphs = {name: f"{model.name}-{name}.xz" for name in graph_files(_FAMILY, model)}
+    return {model.file: f"{model.name}.onnx.xz", **graphs}
 
 
 def demo_photo() -> Image.Image:

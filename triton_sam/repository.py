@@ -7,6 +7,8 @@
       sam2_encoder/1/model.onnx        made by `triton-sam export sam2`
       sam2_encoder/1/export.json       the manifest: where it came from, and its parity
       sam2_decoder/...
+      sam2_decoder/1/click.onnx        with prepare.onnx and mask.onnx: what the predictor runs
+                                       in place of the decoder, with the decoder's weights
       sam2_predictor/config.pbtxt      committed; runs the pair beside it, in the backend `sam`
       sam2_predictor/1/pair.json       the hashes of that pair
       sam2_large_encoder/...           another variant, beside the default one
@@ -27,6 +29,7 @@ from .errors import MissingExtraError, RepositoryError
 from .files import write_atomically
 from .specs import FAMILIES, Family, Model, Tensor
 from .specs.predictor import predictor_model
+from .specs.split import split_decoder
 
 if TYPE_CHECKING:
     import onnx
@@ -162,10 +165,11 @@ def install(
 ) -> None:
     """Move a family's exported models into ``root``, each with its manifest.
 
-    ``files``: the ONNX file of each model by model name, on the file system of ``root``, where
-    external data lie beside it under its name and ``_data``. The graph must name them as
-    :attr:`Model.data_file`. ``manifest``: what the models have in common; each one's own hash is
-    added. The key ``published`` in it says that others exported the pair.
+    ``files``: the ONNX file of each model by model name, on the file system of ``root``. Beside it
+    lie external data, under its name and ``_data`` (the graph must name them as
+    :attr:`Model.data_file`), and beside the decoder the predictor's graphs, if there are any.
+    ``manifest``: what the models have in common; each one's own hash is added. The key
+    ``published`` in it says that others exported the pair.
     """
     for model in family.models:
         folder = root / model.name / "1"
@@ -175,16 +179,27 @@ def install(
         own = {"model": model.name, **describe_file(source)}
         if data.exists():
             own["data"] = describe_file(data)
+        graphs = {name: source.with_name(name) for name in graph_files(family, model)}
+        graphs = {name: graph for name, graph in graphs.items() if graph.is_file()}
+        if graphs:
+            own["graphs"] = {name: describe_file(graph) for name, graph in graphs.items()}
         # Without its manifest the old model is no longer vouched for, should this be cut short.
-        (folder / MANIFEST_FILE).unlink(missing_ok=True)
-        (folder / model.data_file).unlink(missing_ok=True)
+        for name in (MANIFEST_FILE, model.data_file, *graph_files(family, model)):
+            (folder / name).unlink(missing_ok=True)
         if data.exists():
             data.replace(folder / model.data_file)
         source.replace(folder / model.file)
+        for name, graph in graphs.items():
+            graph.replace(folder / name)
         content = json.dumps({**own, **manifest}, indent=2) + "\n"
         write_atomically(folder / MANIFEST_FILE, content.encode())
     write_configs(root, [family])
     _stamp_predictor(root, family)
+
+
+def graph_files(family: Family, model: Model) -> list[str]:
+    """The files of the predictor's graphs that lie beside the file of ``model``."""
+    return [graph.file for graph in split_decoder(family).graphs if graph.name == model.name]
 
 
 def _stamp_predictor(root: Path, family: Family) -> None:
@@ -192,7 +207,12 @@ def _stamp_predictor(root: Path, family: Family) -> None:
 
     Triton loads a model anew only when something in its own folder has changed.
     """
-    pair = {m.name: (read_manifest(root, m.name) or {}).get("sha256") for m in family.models}
+    pair: dict[str, str | None] = {}
+    for model in family.models:
+        manifest = read_manifest(root, model.name) or {}
+        pair[model.name] = manifest.get("sha256")
+        graphs = manifest.get("graphs", {}).items()
+        pair |= {f"{model.name}/{name}": graph["sha256"] for name, graph in graphs}
     folder = root / predictor_model(family).name / "1"
     write_atomically(folder / PAIR_FILE, (json.dumps(pair, indent=2) + "\n").encode())
 
@@ -266,6 +286,7 @@ def check(root: Path, families: Iterable[Family] | None = None) -> list[Problem]
         for model in family.models:
             problems += (Problem(model.name, message) for message in _check_model(root, model))
         problems += _check_pair(root, family)
+        problems += _check_graphs(root, family)
         problems += _check_predictor(root, family)
     return problems
 
@@ -303,6 +324,8 @@ def _check_files(path: Path, data: Path, manifest: dict[str, Any]) -> Iterator[s
     described = {path: manifest.get("sha256")}
     if "data" in manifest:
         described[data] = manifest["data"].get("sha256")
+    for name, graph in manifest.get("graphs", {}).items():
+        described[path.with_name(name)] = graph.get("sha256")
     for file, expected in described.items():
         if not file.is_file():
             yield f"1/{file.name} is missing; export the model again."
@@ -310,6 +333,14 @@ def _check_files(path: Path, data: Path, manifest: dict[str, Any]) -> Iterator[s
             yield (
                 f"1/{file.name} is not the file that 1/{MANIFEST_FILE} describes; export it again."
             )
+
+
+def _check_graphs(root: Path, family: Family) -> Iterator[Problem]:
+    for graph in split_decoder(family).graphs:
+        path = root / graph.name / "1" / graph.file
+        if path.is_file():
+            for message in graph_problems(path, graph):
+                yield Problem(graph.name, f"1/{graph.file}: {message}")
 
 
 def _check_predictor(root: Path, family: Family) -> Iterator[Problem]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..specs import Family
+from .split import Attention, Layer, Parts
 
 # By input. Two prompts of three points: an axis of length one would be traced as a broadcast.
 _EXAMPLE_SHAPES = {
@@ -63,15 +64,61 @@ class PromptDecoder(nn.Module):
         # One row a prompt, whatever the length of the two masks' leading axis.
         per_prompt = torch.zeros_like(coords[:, :1, :1]).sum(dim=1, keepdim=True)
         has_mask = has_mask.reshape(-1, 1, 1, 1) + per_prompt.unsqueeze(-1)
-        no_mask = self.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
-        embedding = has_mask * self.prompt_encoder.mask_downscaling(mask)
-        return cast(Tensor, embedding + (1 - has_mask) * no_mask)
+        return has_mask * self.downscale(mask) + (1 - has_mask) * self.no_mask()
+
+    def downscale(self, mask: Tensor) -> Tensor:
+        """Mask prompts (N, 1, 256, 256) as N x C x 64 x 64."""
+        return cast(Tensor, self.prompt_encoder.mask_downscaling(mask))
+
+    def no_mask(self) -> Tensor:
+        """What stands for no mask prompt, 1 x C x 1 x 1."""
+        return cast(Tensor, self.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1))
+
+    def places(self) -> Tensor:
+        """The positional encoding of the embedding, 1 x C x 64 x 64.
+
+        Computed in the graph: ONNX Runtime folds it at load, and the file is 4 MB smaller.
+        """
+        return cast(Tensor, self.prompt_encoder.get_dense_pe())
+
+    def parts(self) -> Parts:
+        """The mask decoder's modules; what SAM 2 has more comes from its own class."""
+        decoder = self.mask_decoder
+        transformer, upscaling = decoder.transformer, decoder.output_upscaling
+        return Parts(
+            tokens=(decoder.iou_token, decoder.mask_tokens),
+            quality_token=0,
+            layers=tuple(map(_layer, transformer.layers)),
+            last=_attention(transformer.final_attn_token_to_image),
+            last_norm=transformer.norm_final_attn,
+            coarser=upscaling[0],
+            norm=upscaling[1],
+            finer=upscaling[3],
+            hypernetworks=decoder.output_hypernetworks_mlps,
+            quality=decoder.iou_prediction_head,
+            presence=None,
+        )
 
     def choose(self, masks: Tensor, scores: Tensor, multimask: Tensor) -> tuple[Tensor, Tensor]:
         """Mask 0 of the four, or with ``multimask`` masks 1 to 3."""
         flag = (multimask.reshape(()) > 0.5).to(torch.int64)
         index = torch.arange(4, device=masks.device)[flag : 1 + 3 * flag]
         return masks.index_select(1, index), scores.index_select(1, index)
+
+
+def _attention(official: Any) -> Attention:
+    projections = official.q_proj, official.k_proj, official.v_proj, official.out_proj
+    return Attention(*projections, official.num_heads)
+
+
+def _layer(official: Any) -> Layer:
+    return Layer(
+        among=_attention(official.self_attn),
+        to_image=_attention(official.cross_attn_token_to_image),
+        to_tokens=_attention(official.cross_attn_image_to_token),
+        mlp=official.mlp,
+        norms=(official.norm1, official.norm2, official.norm3, official.norm4),
+    )
 
 
 def with_padding_point(coords: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from importlib.resources import files as package_files
 from pathlib import Path
@@ -14,10 +15,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..client import SAM2TritonClient
-from ..errors import ModelNotReadyError
+from ..errors import InferenceError, ModelNotReadyError
 from ..images import load_image
+from ..predictor.engine import Device, Engine
+from ..predictor.messages import PredictorError, Request
+from ..predictor.service import Predictor as Service
+from ..predictor.settings import Settings
+from ..processors import default_threads
 from ..protocol import Call, Served
 from ..specs import Family
+from ..specs.predictor import predictor_model
+from ..transport import Transport
 
 LOGIT_TOLERANCE = 1e-3
 """Largest difference of a logit allowed, as a share of the largest logit of the call."""
@@ -126,6 +134,74 @@ class OnnxRuntimeTransport:
         self._sessions.clear()
 
 
+class PredictorTransport:
+    """Runs a predictor in this process, in place of a server; its ``close`` closes that."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.model = predictor_model(service.family)
+
+    def infer(self, call: Call, timeout_s: float | None = None) -> dict[str, NDArray[Any]]:
+        try:
+            return submit(self.service, call.outputs, **call.inputs).result()
+        except PredictorError as exc:
+            raise InferenceError(f"said: {exc}", str(exc), exc.kind == "invalid") from exc
+
+    def served(self, model: str, timeout_s: float | None = None) -> Served:
+        if model != self.model.name:
+            raise ModelNotReadyError(f"There is no {model!r} here.")
+        return Served(
+            frozenset(tensor.name for tensor in self.model.inputs),
+            frozenset(tensor.name for tensor in self.model.outputs),
+        )
+
+    def check_ready(self, models: Sequence[str], timeout_s: float | None = None) -> None:
+        if list(models) != [self.model.name]:
+            raise ModelNotReadyError(f"There is no {models!r} here.")
+
+    def close(self) -> None:
+        self.service.close()
+
+
+def submit(service: Service, outputs: Iterable[str], **inputs: Any) -> Future[Arrays]:
+    """Ask a predictor; the future gives the outputs or raises its :class:`PredictorError`."""
+    future: Future[Arrays] = Future()
+
+    def reply(given: Arrays | PredictorError) -> None:
+        if isinstance(given, PredictorError):
+            future.set_exception(given)
+        else:
+            future.set_result(given)
+
+    cancelled = inputs.pop("cancelled", lambda: False)
+    service.submit(Request(inputs, frozenset(outputs), reply, cancelled))
+    return future
+
+
+class Remembering:
+    """Answers of an official predictor, kept: several ways of asking are held against the same."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        self._predictor = predictor
+        self._answers: dict[Any, tuple[NDArray[Any], NDArray[Any], NDArray[Any]]] = {}
+        self._image = b""
+        self._set = b""
+        self._picture: Any = None
+
+    def set_image(self, image: Image.Image) -> None:
+        self._image, self._picture = image.tobytes(), image
+
+    def predict(self, **prompt: Any) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        given = {name: np.asarray(value).tobytes() for name, value in prompt.items()}
+        key = (self._image, *sorted(given.items()))
+        if key not in self._answers:
+            if self._set != self._image:
+                self._predictor.set_image(self._picture)
+                self._set = self._image
+            self._answers[key] = self._predictor.predict(**prompt)
+        return self._answers[key]
+
+
 def compare(
     family: Family,
     predictor: Predictor,
@@ -139,8 +215,26 @@ def compare(
     official model chooses it among several; another of them will do whose official score is this
     close to the chosen one's.
     """
+    return _compare(family, predictor, OnnxRuntimeTransport(files), images, tie)
+
+
+def compare_served(
+    family: Family,
+    predictor: Predictor,
+    root: Path,
+    images: Images | None = None,
+    tie: float = 0.0,
+) -> list[Difference]:
+    """As :func:`compare`, for what a server's predictor makes of the repository ``root``."""
+    service = Service(Engine(family, root, Device(), default_threads()), Settings())
+    return _compare(family, predictor, PredictorTransport(service), images, tie)
+
+
+def _compare(
+    family: Family, predictor: Predictor, transport: Transport, images: Images | None, tie: float
+) -> list[Difference]:
     images = {**noise(), **photos(1)} if images is None else images
-    with SAM2TritonClient(transport=OnnxRuntimeTransport(files), model_type=family.name) as client:
+    with SAM2TritonClient(transport=transport, model_type=family.name) as client:
         return [
             difference
             for name, image in images.items()

@@ -21,8 +21,9 @@ from .. import repository
 from ..errors import ExportError, InvalidInputError
 from ..specs import Family
 from . import onnx
-from .parity import Difference, Predictor, compare
+from .parity import Difference, Predictor, Remembering, compare, compare_served
 from .precision import halve
+from .split import trace_split
 from .wrappers import WRAPPERS
 
 Precision = Literal["fp32", "fp16"]
@@ -43,9 +44,10 @@ def export(
 ) -> list[Difference]:
     """Turn ``checkpoint`` into the ONNX pair of ``family`` in the model repository ``output``.
 
-    The pair is run in ONNX Runtime and compared with the official predictor on the checkpoint;
-    outside tolerance nothing is installed and :class:`ExportError` is raised. Returns the
-    differences, which the manifests also keep.
+    The pair is run in ONNX Runtime and compared with the official predictor on the checkpoint, and
+    so are the graphs that a server's predictor runs in place of the decoder; outside tolerance
+    nothing is installed and :class:`ExportError` is raised. Returns the pair's differences, which
+    the manifests also keep.
 
     ``model_cfg``: another configuration than the variant's. ``device``: the torch device that
     the reference runs on. ``default``: install it under the family's own names whatever the
@@ -69,12 +71,15 @@ def export(
             files = {}
             modules = wrapper.modules(model, family)
             for spec in family.models:
-                folder = Path(scratch) / spec.name
-                folder.mkdir()
+                # As in a repository, so that a predictor can run it.
+                folder = Path(scratch) / spec.name / "1"
+                folder.mkdir(parents=True)
                 with _step(bar, f"trace {spec.name}"):
                     module, examples = modules[spec.name]
                     files[spec.name] = onnx.trace(module, spec, examples, folder)
-            predictor = wrapper.predictor(model.to(device))
+            # Of the decoder, the last one.
+            trace_split(module, family, examples, files[family.decoder.name])
+            predictor = Remembering(wrapper.predictor(model.to(device)))
             with _step(bar, "compare with PyTorch"):
                 proven = _prove(family, predictor, files, precision, Path(scratch))
             with _step(bar, f"install in {output}"):
@@ -110,8 +115,10 @@ def _prove(
         half = halve(family, predictor, files, scratch)
         return _Proven(half.files, half.differences, half.as_dict())
     differences = compare(family, predictor, files)
-    _require_parity(differences)
-    return _Proven(files, differences, {"precision": "fp32"})
+    served = compare_served(family, predictor, scratch)
+    _require_parity(differences + served)
+    facts = {"precision": "fp32", "predictor_parity": [one.as_dict() for one in served]}
+    return _Proven(files, differences, facts)
 
 
 @contextmanager

@@ -16,8 +16,10 @@ from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_floa
 
 from ..errors import ExportError
 from ..specs import Family, Model
+from ..specs.split import split_decoder
 from .onnx import save
-from .parity import Difference, Predictor, compare, photos
+from .parity import Difference, Predictor, compare, compare_served, photos
+from .split import share_weights
 
 MASK_IOU = 0.99
 """Smallest overlap allowed between a half-precision model's mask and the official one."""
@@ -54,16 +56,23 @@ RECIPES = (
 class Halved:
     """A pair in half precision that has passed, and what was tried before it.
 
-    ``failed``: the first mask that was wrong, by what was kept in float32 then.
+    ``failed``: the first mask that was wrong, by what was kept in float32 then. ``served``: how
+    the predictor's graphs did; none where they did not pass and were left out.
     """
 
     files: dict[str, Path]
     recipe: Recipe
     differences: list[Difference]
     failed: dict[str, str]
+    served: list[Difference]
 
     def as_dict(self) -> dict[str, object]:
-        return {"precision": "fp16", "kept_in_float32": self.recipe.keeps, "failed": self.failed}
+        return {
+            "precision": "fp16",
+            "kept_in_float32": self.recipe.keeps,
+            "failed": self.failed,
+            "predictor_parity": [one.as_dict() for one in self.served],
+        }
 
 
 def halve(family: Family, predictor: Predictor, files: Mapping[str, Path], scratch: Path) -> Halved:
@@ -75,22 +84,50 @@ def halve(family: Family, predictor: Predictor, files: Mapping[str, Path], scrat
     failed: dict[str, str] = {}
     for number, recipe in enumerate(RECIPES):
         halves = {}
+        root = scratch / f"half-{number}"
         for model in family.models:
-            folder = scratch / f"half-{number}" / model.name
+            folder = root / model.name / "1"
             folder.mkdir(parents=True)
             halves[model.name] = convert(files[model.name], model, recipe, folder)
         differences = compare(family, predictor, halves, photos(), _TIE)
-        # Written so that a NaN is a failure.
-        wrong = [found for found in differences if not found.mask_iou >= MASK_IOU]
+        wrong = _wrong(differences)
         if not wrong:
-            return Halved(halves, recipe, differences, failed)
+            source = files[family.decoder.name].parent
+            served = _halve_split(family, predictor, source, RECIPES[number:], root)
+            return Halved(halves, recipe, differences, failed, served)
         failed[recipe.keeps] = str(min(wrong, key=lambda found: found.mask_iou))
-        shutil.rmtree(scratch / f"half-{number}")
+        shutil.rmtree(root)
     tried = "; ".join(f"with {keeps} in float32: {found}" for keeps, found in failed.items())
     raise ExportError(
         f"In half precision masks overlap with the official ones by less than {MASK_IOU}; nothing "
         f"was installed. The worst {tried}."
     )
+
+
+def _wrong(differences: list[Difference]) -> list[Difference]:
+    # Written so that a NaN is a failure.
+    return [found for found in differences if not found.mask_iou >= MASK_IOU]
+
+
+def _halve_split(
+    family: Family, predictor: Predictor, source: Path, recipes: Iterable[Recipe], root: Path
+) -> list[Difference]:
+    """Put the predictor's graphs in half precision beside the decoder in ``root``.
+
+    ``source``: the folder of the float32 ones. Returns how they did, or nothing where none of
+    ``recipes`` makes them right; then there are none.
+    """
+    decoder = root / family.decoder.name / "1" / family.decoder.file
+    graphs = split_decoder(family).graphs
+    for recipe in recipes:
+        for model in graphs:
+            share_weights(convert(source / model.file, model, recipe, decoder.parent), decoder)
+        differences = compare_served(family, predictor, root, photos(), _TIE)
+        if not _wrong(differences):
+            return differences
+    for model in graphs:
+        (decoder.parent / model.file).unlink()
+    return []
 
 
 def convert(source: Path, model: Model, recipe: Recipe, folder: Path) -> Path:

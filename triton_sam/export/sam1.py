@@ -132,14 +132,18 @@ class Decoder(PromptDecoder):
             # The official decoder repeats one image's embedding for each prompt and adds the
             # mask's. Added before, it may as well be one for each prompt.
             image_embeddings=torch.zeros_like(image_embeddings[:1]),
-            # Computed in the graph: ONNX Runtime folds it at load, and the file is 4 MB smaller.
-            image_pe=self.prompt_encoder.get_dense_pe(),
-            sparse_prompt_embeddings=self._embed_prompts(point_coords, point_labels),
+            image_pe=self.places(),
+            sparse_prompt_embeddings=self.embed_prompts(point_coords, point_labels),
             dense_prompt_embeddings=image_embeddings + dense,
         )
-        return self.choose(masks, scores, multimask_output)
+        return self.answer(masks, scores, multimask_output)
 
-    def _embed_prompts(self, coords: Tensor, labels: Tensor) -> Tensor:
+    def answer(self, masks: Tensor, scores: Tensor, multimask: Tensor) -> tuple[Tensor, Tensor]:
+        """Of four masks the first, or with ``multimask`` the last three."""
+        return self.choose(masks, scores, multimask)
+
+    def embed_prompts(self, coords: Tensor, labels: Tensor) -> Tensor:
+        """Points (N, P, 2), labelled (N, P), as N x P x C or N x (P + 1) x C."""
         # The official prompt encoder appends a padding point to points, but not beside a box.
         has_box = ((labels > 1.5).to(coords.dtype).sum() > 0.5).to(torch.int64)
         coords, labels = with_padding_point(coords, labels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ from ..specs import Family, ImageSpec
 from . import configs, weights
 from .decoder import PromptDecoder, examples, with_padding_point
 from .encoder import NormalisingEncoder
+from .split import Parts
 from .torch_compat import prepare_torchvision
 
 PACKAGES: tuple[str, ...] = ("sam2",)
@@ -141,19 +143,34 @@ class Decoder(PromptDecoder):
         high_res_feats_0: Tensor,
         high_res_feats_1: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        # The official predictor appends a padding point wherever there are points at all.
-        sparse = self.embed_points(*with_padding_point(point_coords, point_labels))
         masks, scores, _, object_score_logits = self.mask_decoder.predict_masks(
             image_embeddings=image_embeddings,
-            # Computed in the graph: ONNX Runtime folds it at load, and the file is 4 MB smaller.
-            image_pe=self.prompt_encoder.get_dense_pe(),
-            sparse_prompt_embeddings=sparse,
+            image_pe=self.places(),
+            sparse_prompt_embeddings=self.embed_prompts(point_coords, point_labels),
             dense_prompt_embeddings=self.embed_mask(mask_input, has_mask_input, point_coords),
             repeat_image=False,
             high_res_features=[high_res_feats_0, high_res_feats_1],
         )
-        # Mask 0, or the best of 1-3 where it is unstable.
+        return *self.answer(masks, scores, multimask_output), object_score_logits
+
+    def embed_prompts(self, coords: Tensor, labels: Tensor) -> Tensor:
+        """Points (N, P, 2), labelled (N, P), as N x (P + 1) x C."""
+        # The official predictor appends a padding point wherever there are points at all.
+        return self.embed_points(*with_padding_point(coords, labels))
+
+    def answer(self, masks: Tensor, scores: Tensor, multimask: Tensor) -> tuple[Tensor, Tensor]:
+        """Of four masks the last three, or the first, or the best of those if that is unstable."""
         single, single_score = self.mask_decoder._dynamic_multimask_via_stability(masks, scores)
         masks = torch.cat([single, masks[:, 1:]], dim=1)
         scores = torch.cat([single_score, scores[:, 1:]], dim=1)
-        return *self.choose(masks, scores, multimask_output), object_score_logits
+        return self.choose(masks, scores, multimask)
+
+    def parts(self) -> Parts:
+        """The mask decoder's modules, for :mod:`.split`."""
+        decoder = self.mask_decoder
+        return replace(
+            super().parts(),
+            tokens=(decoder.obj_score_token, decoder.iou_token, decoder.mask_tokens),
+            quality_token=1,
+            presence=decoder.pred_obj_score_head,
+        )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..specs import Family
 from .sam3_official import build_model, predictor, save_checkpoint
+from .split import Attention, Layer, Parts
 
 __all__ = [
     "PACKAGES",
@@ -105,8 +106,7 @@ class Decoder(nn.Module):
         per_prompt = torch.zeros_like(sparse[:, :, :1, :1])
         masks, scores, _, object_scores = self.mask_decoder(
             image_embeddings=image_embeddings_2 + per_prompt,
-            # Computed in the graph: ONNX Runtime folds it at load, and the file is smaller.
-            image_positional_embeddings=self.model.get_image_wide_positional_embeddings(),
+            image_positional_embeddings=self.places(),
             sparse_prompt_embeddings=sparse,
             dense_prompt_embeddings=self._embed_mask(input_masks, has_input_masks, per_prompt),
             multimask_output=False,
@@ -140,10 +140,8 @@ class Decoder(nn.Module):
         return torch.cat([points, padding], dim=2), torch.cat([labels, padding_labels], dim=2)
 
     def _embed_mask(self, mask: Tensor, has_mask: Tensor, per_prompt: Tensor) -> Tensor:
-        encoder = self.model.prompt_encoder
         has_mask = has_mask.reshape(-1, 1, 1, 1) + per_prompt
-        no_mask = encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
-        return cast(Tensor, has_mask * encoder.mask_embed(mask) + (1 - has_mask) * no_mask)
+        return has_mask * self.downscale(mask) + (1 - has_mask) * self.no_mask()
 
     def _choose(self, masks: Tensor, scores: Tensor, multimask: Tensor) -> tuple[Tensor, Tensor]:
         """Scores and logits of masks 1 to 3, or of the single mask and of masks 1 and 2."""
@@ -157,6 +155,69 @@ class Decoder(nn.Module):
             torch.cat([single_score, scores[:, :, 1:]], dim=2).index_select(2, index),
             torch.cat([single, masks[:, :, 1:]], dim=2).index_select(2, index),
         )
+
+    def embed_prompts(self, points: Tensor, labels: Tensor, boxes: Tensor) -> Tensor:
+        """Points (B, 1, P, 2), labelled (B, 1, P), and boxes (B, 0 or 1, 4), as B x T x C."""
+        return self._embed_points(points, labels, boxes).squeeze(1)
+
+    def downscale(self, mask: Tensor) -> Tensor:
+        """Mask prompts (B, 1, 288, 288) as B x C x 72 x 72."""
+        return cast(Tensor, self.model.prompt_encoder.mask_embed(mask))
+
+    def no_mask(self) -> Tensor:
+        """What stands for no mask prompt, 1 x C x 1 x 1."""
+        weight = self.model.prompt_encoder.no_mask_embed.weight
+        return cast(Tensor, weight.reshape(1, -1, 1, 1))
+
+    def places(self) -> Tensor:
+        """The positional encoding of the embedding, 1 x C x 72 x 72.
+
+        Computed in the graph: ONNX Runtime folds it at load, and the file is smaller.
+        """
+        return cast(Tensor, self.model.get_image_wide_positional_embeddings())
+
+    def answer(self, masks: Tensor, scores: Tensor, multimask: Tensor) -> tuple[Tensor, Tensor]:
+        """Of four masks (B, 4, h, w) the three that the decoder answers."""
+        scores, masks = self._choose(masks.unsqueeze(1), scores.unsqueeze(1), multimask)
+        return masks.squeeze(1), scores.squeeze(1)
+
+    def parts(self) -> Parts:
+        """The mask decoder's modules, for :mod:`.split`."""
+        decoder = self.mask_decoder
+        transformer = decoder.transformer
+        return Parts(
+            tokens=(decoder.obj_score_token, decoder.iou_token, decoder.mask_tokens),
+            quality_token=1,
+            layers=tuple(map(_layer, transformer.layers)),
+            last=_attention(transformer.final_attn_token_to_image),
+            last_norm=transformer.layer_norm_final_attn,
+            coarser=decoder.upscale_conv1,
+            norm=decoder.upscale_layer_norm,
+            finer=decoder.upscale_conv2,
+            hypernetworks=decoder.output_hypernetworks_mlps,
+            quality=decoder.iou_prediction_head,
+            presence=decoder.pred_obj_score_head,
+        )
+
+
+def _attention(official: Any) -> Attention:
+    projections = official.q_proj, official.k_proj, official.v_proj, official.o_proj
+    return Attention(*projections, official.num_attention_heads)
+
+
+def _layer(official: Any) -> Layer:
+    return Layer(
+        among=_attention(official.self_attn),
+        to_image=_attention(official.cross_attn_token_to_image),
+        to_tokens=_attention(official.cross_attn_image_to_token),
+        mlp=official.mlp,
+        norms=(
+            official.layer_norm1,
+            official.layer_norm2,
+            official.layer_norm3,
+            official.layer_norm4,
+        ),
+    )
 
 
 def _all_masks(masks: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,13 +1,15 @@
-"""The pair's files in ONNX Runtime, with the encoder's outputs left on the device that decodes."""
+"""The pair in ONNX Runtime, with what an image is encoded to left on the device that decodes."""
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,9 @@ from numpy.typing import NDArray
 
 from ..protocol import Call, Served
 from ..specs import Family, Model
+from ..specs.split import split_decoder
+
+logger = logging.getLogger(__name__)
 
 # Of the encoder's threads: a click then has three quarters of the processors, and an image is
 # encoded though others click without end.
@@ -40,6 +45,10 @@ class Device:
 class Engine:
     """The encoder and the decoder of ``family``, from the model repository ``root``.
 
+    The decoder is split where its graphs lie beside it (:mod:`triton_sam.specs.split`), so that a
+    click computes only what is its own; where they do not (others exported the pair, or an older
+    version did) it is the pair's own. ``kept``: what :meth:`encode` returns.
+
     ``threads``: of each session. On a CPU the encoder runs at a lower priority of the operating
     system: a click that comes while an image is encoded has most of the processor, and the encoder
     has it whenever nobody clicks.
@@ -50,15 +59,32 @@ class Engine:
     def __init__(self, family: Family, root: Path, device: Device, threads: int) -> None:
         self.family = family
         self._device = device
+        split = split_decoder(family)
+        self._split = split if _file(root, split.click).is_file() else None
+        load = partial(_session, root, device, threads)
         # The session's own threads inherit the priority of the thread that makes it.
         with ThreadPoolExecutor(1, initializer=self.make_way) as background:
-            made = background.submit(_session, root, family.encoder, device, threads)
-            self._encoder = made.result()
-        self._decoder = _session(root, family.decoder, device, threads)
+            self._encoder = background.submit(load, family.encoder).result()
+            self._prepare = background.submit(load, split.prepare).result() if self._split else None
+        self._mask = load(split.mask) if self._split else None
+        self._decoder = load(split.click if self._split else family.decoder)
         self._encoding = threading.Lock()
         self._decoding = threading.Lock()
         self.encoder_served = _served(self._encoder)
-        self.decoder_served = _served(self._decoder)
+        if self._split:
+            self.kept = split.kept
+            names = {tensor.name for tensor in (*family.decoder.inputs, *split.kept)}
+            outputs = frozenset(tensor.name for tensor in family.decoder.outputs)
+            self.decoder_served = Served(frozenset(names), outputs)
+        else:
+            logger.warning(
+                "%s has no click.onnx, so each click computes what could be kept; "
+                "export the model again.",
+                family.decoder.name,
+            )
+            known = self.encoder_served.outputs
+            self.kept = tuple(t for t in family.encoder.outputs if t.name in known)
+            self.decoder_served = _served(self._decoder)
 
     def make_way(self) -> None:
         """Have this thread give way to those that decode, where they share processors."""
@@ -68,31 +94,52 @@ class Engine:
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _BACKGROUND_NICENESS)
 
     def encode(self, call: Call) -> Mapping[str, Any]:
-        """What the encoder says, on the device, by output name; in a thread that gives way."""
+        """What is kept of an image, on the device, by name; in a thread that gives way."""
         with self._encoding:
-            return _run(self._encoder, call, self._device)
+            outputs = _run(self._encoder, call.inputs, call.outputs, self._device)
+            if self._split is None:
+                return outputs
+            names = [tensor.name for tensor in self._split.kept]
+            return _run(self._prepare, outputs, names, self._device)
 
     def decode(self, call: Call) -> dict[str, NDArray[Any]]:
         """What the decoder says, by output name. Inputs are arrays or what :meth:`encode` gave."""
         with self._decoding:
-            values = _run(self._decoder, call, Device())
+            inputs = self._with_mask(call.inputs) if self._split else call.inputs
+            values = _run(self._decoder, inputs, call.outputs, Device())
         return {name: value.numpy() for name, value in values.items()}
+
+    def _with_mask(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The inputs of a click, with the mask prompt in what is kept of the image."""
+        assert self._split is not None
+        layout = self.family.prompts
+        if layout.mask not in inputs:
+            return inputs
+        others = {k: v for k, v in inputs.items() if k not in (layout.mask, layout.has_mask)}
+        given = {tensor.name: inputs[tensor.name] for tensor in self._split.mask.inputs}
+        names = [tensor.name for tensor in self._split.mask.outputs]
+        changed = _run(self._mask, given, names, self._device)
+        return {**others, **dict(zip(self._split.changed, changed.values(), strict=True))}
 
     def close(self) -> None:
         """Give the sessions back."""
-        del self._encoder, self._decoder
+        del self._encoder, self._prepare, self._mask, self._decoder
 
 
-def _session(root: Path, model: Model, device: Device, threads: int) -> Any:
+def _file(root: Path, model: Model) -> Path:
+    # Free of links: ONNX Runtime refuses weights that seem to lie outside of the model's folder.
+    return (root / model.name / "1" / model.file).resolve()
+
+
+def _session(root: Path, device: Device, threads: int, model: Model) -> Any:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.log_severity_level = 3  # errors: its warnings are about how a graph was exported
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # Free of links: ONNX Runtime refuses weights that seem to lie outside of the model's folder.
-    path = (root / model.name / "1" / model.file).resolve()
-    return ort.InferenceSession(str(path), options, providers=device.providers())
+    path = str(_file(root, model))
+    return ort.InferenceSession(path, options, providers=device.providers())
 
 
 def _served(session: Any) -> Served:
@@ -103,16 +150,18 @@ def _served(session: Any) -> Served:
     )
 
 
-def _run(session: Any, call: Call, outputs_on: Device) -> dict[str, Any]:
+def _run(
+    session: Any, inputs: Mapping[str, Any], outputs: Iterable[str], outputs_on: Device
+) -> dict[str, Any]:
     import onnxruntime as ort
 
     binding = session.io_binding()
-    for name, value in call.inputs.items():
+    for name, value in inputs.items():
         if isinstance(value, np.ndarray):
             # Bound as an array it would have to be a required input of the graph.
             value = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value))
         binding.bind_ortvalue_input(name, value)
-    for name in call.outputs:
+    for name in outputs:
         binding.bind_output(name, outputs_on.name, outputs_on.number)
     session.run_with_iobinding(binding)
-    return dict(zip(call.outputs, binding.get_outputs(), strict=True))
+    return dict(zip(outputs, binding.get_outputs(), strict=True))

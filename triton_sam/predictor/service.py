@@ -63,6 +63,7 @@ class Runner(Protocol):
     family: Family
     encoder_served: Served
     decoder_served: Served
+    kept: tuple[Tensor, ...]
 
     def make_way(self) -> None: ...
 
@@ -89,7 +90,7 @@ class Predictor:
         # What comes before the encoder and after the decoder, and would hold others up there.
         self._naming = ThreadPoolExecutor(1, "name")
         self._finishing = ThreadPoolExecutor(2, "finish")
-        self._embedding_bytes = sum(_bytes(tensor) for tensor in self.family.encoder.outputs)
+        self._embedding_bytes = sum(map(_bytes, engine.kept))
         if settings.store_bytes < 2 * self._embedding_bytes:
             raise InvalidInputError(
                 f"store_bytes is {settings.store_bytes}, expected {2 * self._embedding_bytes} or "
@@ -210,8 +211,7 @@ class Predictor:
         with self.store.room(self._embedding_bytes):
             tensors = self._engine.encode(call)
             self._count("encodes")
-            nbytes = sum(_bytes(self.family.encoder.output(name)) for name in call.outputs)
-            encoded = Encoded(tensors, size, nbytes)
+            encoded = Encoded(tensors, size, self._embedding_bytes)
             if not self.store.put(handle, encoded, self._embedding_bytes):
                 raise PredictorError("busy", "Every image that is kept is in use; try again later.")
 

@@ -38,7 +38,7 @@ def image_handle(content: bytes | NDArray[Any], tenant_key: bytes = b"") -> str:
 class Encoded:
     """An image as the decoder takes it.
 
-    ``tensors``: the encoder's outputs by name, on the device that decodes. ``original_size``:
+    ``tensors``: what is kept of it by name, on the device that decodes. ``original_size``:
     (height, width) in pixels. ``nbytes``: of all tensors.
     """
 
