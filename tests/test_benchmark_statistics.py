@@ -17,6 +17,7 @@ from triton_sam.benchmark.statistics import (
     median_interval,
     percentiles,
 )
+from triton_sam.benchmark.table import ratio
 
 
 def drifting(count: int, correlation: float, generator: np.random.Generator) -> NDArray[np.float64]:
@@ -174,8 +175,42 @@ def test_few_samples_do_not_tell() -> None:
         return replace(record, series=[replace(s, seconds=s.seconds[:5]) for s in record.series])
 
     changes = compare(short(run_of(1)), short(run_of(2, 2.0)))
-    assert {change.verdict for change in changes} == {"too few"}
-    assert "1 with too few samples to tell" in render(changes)
+    assert {change.verdict for change in changes} == {"too few rounds"}
+    assert "1 with too few rounds to tell" in render(changes)
+
+
+def test_times_too_scattered_to_see_a_tenth_do_not_tell() -> None:
+    def scattered(seed: int) -> Record:
+        times = np.exp(0.4 * np.random.default_rng(seed).normal(size=30))
+        return record_of(Series("click", "1 prompt", "client", "subject", list(times), False))
+
+    change = compare(scattered(1), scattered(2))[0]
+    assert change.low < 1 / 1.1 and change.high > 1.1
+    assert change.verdict == "too few rounds"
+
+
+def test_references_do_not_make_the_subjects_less_sure() -> None:
+    one, other = run_of(1), run_of(2)
+    alone = compare(record_of(one.series[0]), record_of(other.series[0]))[0]
+    names = ("a", "b", "c")
+    before, after = (
+        record_of(
+            run.series[0],
+            *(replace(run.series[0], subject=name, role="reference") for name in names),
+        )
+        for run in (one, other)
+    )
+    beside = compare(before, after)
+    assert (beside[0].low, beside[0].high) == (alone.low, alone.high)
+    assert beside[1].low < beside[0].low and beside[1].high > beside[0].high
+
+
+def test_a_ratio_is_of_the_rounds_that_both_took_part_in() -> None:
+    reference = Series("click", "w", "in process", "reference", [1.0, 1.0, 9.0, 9.0, 9.0], True)
+    served = replace(reference, subject="client", role="subject", seconds=[2.0, 2.0, 4.0, 4.0, 4.0])
+    few = replace(reference, subject="PyTorch", seconds=[3.0, 3.0])
+    rivals = [served, reference, few]
+    assert [ratio(one, rivals) for one in rivals] == ["0.44", "1.00", "3.00"]
 
 
 def test_series_that_only_one_record_has_are_left_out_and_named() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -15,7 +16,7 @@ from .record import Record, Series
 from .statistics import Values, bootstrap
 from .table import columns, ms
 
-Verdict = Literal["same", "slower", "faster", "too few"]
+Verdict = Literal["same", "slower", "faster", "too few rounds"]
 
 TOLERANCE = 0.05
 CONFIDENCE = 0.95
@@ -50,16 +51,25 @@ def compare(
     """Each series that both records have, and whether it changed.
 
     A change is reported when the ratio of the medians differs from 1 by ``tolerance`` or more
-    *and* its interval excludes 1. The interval is a block bootstrap's, which takes drift within a
-    run into account. Drift between runs is taken out with the yardstick of a reference that was
-    measured in the same rounds: never with another way to the same server, nor with the client's
-    own part of a reference, since either would take out a change of the build as well. The
-    ``confidence`` holds for all series together (Bonferroni).
+    *and* its interval excludes 1. Without one they are the same if the interval leaves no room for
+    a change of twice the tolerance; else there are too few rounds to tell. The interval is a block
+    bootstrap's, which takes drift within a run into account. Drift between runs is taken out with
+    the yardstick of a reference that was measured in the same rounds: never with another way to
+    the same server, nor with the client's own part of a reference, since either would take out a
+    change of the build as well. The ``confidence`` holds for all subjects' series together, and
+    for all references' (Bonferroni).
     """
     pairs = _pairs(before, after)
-    each = 1 - (1 - confidence) / max(len(pairs), 1)
+    roles = Counter(new.role for _, new in pairs)
     return [
-        _change(old, new, _references(before, after, old), tolerance, each) for old, new in pairs
+        _change(
+            old,
+            new,
+            _references(before, after, old),
+            tolerance,
+            1 - (1 - confidence) / roles[new.role],
+        )
+        for old, new in pairs
     ]
 
 
@@ -98,7 +108,7 @@ def _change(
     ratio, low, high = (math.exp(value) for value in (centre, centre - reach, centre + reach))
     verdict = _verdict(ratio, low, high, tolerance)
     if min(len(before.seconds), len(after.seconds)) < MIN_SAMPLES:
-        verdict = "too few"
+        verdict = "too few rounds"
     name = None if old_reference is None else old_reference.subject
     return Change(before, after, name, ratio, low, high, verdict)
 
@@ -108,7 +118,8 @@ def _verdict(ratio: float, low: float, high: float, tolerance: float) -> Verdict
         return "slower"
     if ratio <= 1 / (1 + tolerance) and high < 1:
         return "faster"
-    return "same"
+    room = 1 + 2 * tolerance
+    return "same" if 1 / room <= low and high <= room else "too few rounds"
 
 
 @dataclass(frozen=True)
@@ -201,11 +212,11 @@ def _conclusion(changes: Sequence[Change]) -> str:
     subjects = [change for change in changes if change.after.role == "subject"]
     counts = {
         verdict: sum(change.verdict == verdict for change in subjects)
-        for verdict in ("slower", "faster", "same", "too few")
+        for verdict in ("slower", "faster", "same", "too few rounds")
     }
     text = f"{counts['slower']} slower, {counts['faster']} faster, {counts['same']} the same"
-    if counts["too few"]:
-        text += f", {counts['too few']} with too few samples to tell"
+    if counts["too few rounds"]:
+        text += f", {counts['too few rounds']} with too few rounds to tell"
     moved = [
         change.after.subject
         for change in changes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from statistics import median
 
 from .record import Record, Series
 
@@ -34,11 +35,13 @@ def size(count: int | None) -> str:
 
 
 def ratio(series: Series, rivals: Sequence[Series]) -> str:
-    """The median as a multiple of the first reference among ``rivals``."""
+    """The median as a multiple of the first reference's among ``rivals``, in the same rounds."""
     reference = next((one for one in rivals if one.role == "reference"), None)
     if reference is None:
         return "–"
-    return f"{series.median.value / reference.median.value:.2f}"
+    rounds = min(len(series.seconds), len(reference.seconds))
+    mine, theirs = (median(one.seconds[:rounds]) for one in (series, reference))
+    return f"{mine / theirs:.2f}"
 
 
 def rows_of(rivals: Sequence[Series]) -> Iterator[list[str]]:
