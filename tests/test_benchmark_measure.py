@@ -22,9 +22,9 @@ from triton_sam.benchmark import closed_loop, cold, gpu, openloop, perf_analyzer
 from triton_sam.benchmark.closed_loop import Case
 from triton_sam.benchmark.limits import measure_work
 from triton_sam.benchmark.machine import Peak
-from triton_sam.benchmark.measure import Plan, interleave
+from triton_sam.benchmark.measure import Plan, interleave, time_round
 from triton_sam.benchmark.openloop import Burst, LatestWins, ServedPointer, hover
-from triton_sam.benchmark.operations import Source
+from triton_sam.benchmark.operations import Source, own
 from triton_sam.benchmark.record import Record, typical_stages
 from triton_sam.benchmark.run import Run, Workload
 from triton_sam.benchmark.server_stats import Counters, HttpStatistics, Watch, parse
@@ -114,10 +114,70 @@ def test_a_case_of_long_operations_gets_as_many_rounds_as_one_of_short_ones() ->
     # rounds of a warm-up.
     assert 5 <= found["long"] <= 10
     assert found["long"] / 2 <= found["short"] <= 2 * found["long"]
-    # The first rounds alone take longer than this: one more of each all the same.
+    # The first rounds alone take longer than this: they count.
     record.series.clear()
+    log.clear()
     closed_loop.measure(run, 0.2, cases)
     assert [len(series.seconds) for series in record.series] == [1, 1]
+    timed = [name for name, turn in log if turn < 0]
+    assert timed == ["short", "long"]
+
+
+def test_some_take_part_in_the_first_rounds_only() -> None:
+    log: list[tuple[str, int]] = []
+    operations = {name: Noted(name, 0, log) for name in "abc"}
+    plan = Plan(precision=0, warmup=0, max_rounds=6, pause_s=0)
+    samples = interleave(operations, plan, few={"b": 2, "c": 3})
+    assert {name: len(found.seconds) for name, found in samples.items()} == {"a": 6, "b": 2, "c": 3}
+    assert [found["turn"] for found in samples["c"].details] == [0, 1, 2]
+
+
+def test_a_round_that_is_over_may_count() -> None:
+    operations = {"a": Noted("a", 0.01, [])}
+    plan = Plan(precision=0, warmup=5, max_rounds=4, pause_s=0)
+    samples = interleave(operations, plan, first=time_round(operations))
+    assert [found["turn"] for found in samples["a"].details] == [-100, 1, 2, 3]
+
+
+def test_what_there_is_no_time_for_is_left_out_and_said() -> None:
+    client = SAM2TritonClient("localhost:1")
+    subjects = [Subject(name, "subject", client) for name in ("served", "in process", "PyTorch")]
+    log: list[tuple[str, int]] = []
+
+    def cases(run: Run) -> Iterator[Case]:
+        for title, needed in (("1 MP", True), ("12 MP", False)):
+            yield Case(
+                *("encode", title, lambda subject: Noted(subject.name, 0, log), subjects),
+                encodes=True,
+                needed=needed,
+            )
+
+    def measured(encode_s: float) -> tuple[dict[str, list[str]], list[str]]:
+        record = Record([], "", {}, {}, {}, {})
+        plan = Plan(precision=0, max_rounds=2)
+        run = Run(Which("sam2"), record, subjects, Workload(), plan, encode_s=encode_s)
+        closed_loop.measure(run, 15, cases)
+        found = {
+            workload: [series.subject for series in rivals]
+            for workload, rivals in record.of("encode").items()
+        }
+        return found, run.left_out
+
+    everybody = ["served", "in process", "PyTorch"]
+    assert measured(0.5) == ({"1 MP": everybody, "12 MP": everybody}, [])
+    some = everybody[:2]
+    assert measured(1) == (
+        {"1 MP": some, "12 MP": some},
+        ["PyTorch (encode: 1 MP)", "PyTorch (encode: 12 MP)"],
+    )
+    assert measured(10) == ({"1 MP": some}, ["PyTorch (encode: 1 MP)", "encode: 12 MP"])
+
+
+def test_no_run_sends_the_files_of_another() -> None:
+    first, second = own(b"file"), own(b"file")
+    assert first.startswith(b"file") and first != second
+    # A server that runs on still has the images of the run before.
+    assert abs(int.from_bytes(second[4:], "big") - time.time_ns()) < 86_400e9
 
 
 def test_latencies_of_a_burst_count_from_when_an_event_was_due() -> None:

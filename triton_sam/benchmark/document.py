@@ -14,6 +14,7 @@ from .table import (
     THROUGHPUT_HEADINGS,
     hover_rows,
     ms,
+    ratio,
     rows_of,
     throughput_rows,
 )
@@ -24,11 +25,17 @@ Made by `triton-sam benchmark document` from the stored results named under each
 edit it by hand. Machine and command stand beside every figure. Times are milliseconds of the whole
 operation as its caller feels it, against a running server.
 
-- **n** operations, **±** half of the median's 95 % interval.
-- **× ref**: the median as a multiple of the first reference's. All rows of a table were measured in
-  turn, in the same rounds, so that whatever the machine did meets all of them.
+- **n** rounds, **±** half of the median's 95 % interval ("open": too few rounds to say).
+- **× ref**: the median as a multiple of the first reference's, which is the pair in ONNX Runtime in
+  this process. All rows of a table were measured in turn, in the same rounds, so that whatever the
+  machine did meets all of them; a row with a smaller n was in the first rounds only, and its × ref
+  is of those.
 - **client+wire**: the client's time minus the server's, by the server's own count.
 - **up**, **down**: bytes of one operation at the client's socket.
+- **where the time goes**: *client* is this process outside its transport (decoding, resizing,
+  masks), *wire* what is in the transport but not on the server, the rest Triton's own split. *wire
+  and server* stands for both where embeddings lie on the server, whose predictor answers later than
+  Triton counts.
 """
 
 
@@ -45,7 +52,9 @@ def _overview(records: Sequence[Record]) -> str:
     for record in records:
         cells = [record.title, _machine(record)]
         for benchmark in ("encode", "click", "pipeline"):
-            cells.append(_medians(next(iter(record.of(benchmark).values()), [])))
+            workload, rivals = next(iter(record.of(benchmark).items()), ("", []))
+            size = f", {workload}" if benchmark == "encode" and rivals else ""
+            cells.append(_medians(rivals) + size)
         best = max((one.rate for one in record.throughput if one.role == "subject"), default=None)
         cells.append("–" if best is None else f"{best:.1f}")
         rows.append(cells)
@@ -61,7 +70,7 @@ def _medians(rivals: Sequence[Series]) -> str:
     subject, *references = rivals
     text = ms(subject.median.value)
     if references:
-        text += f" ({subject.median.value / references[0].median.value:.2f})"
+        text += f" ({ratio(subject, rivals)})"
     return text
 
 
@@ -121,8 +130,8 @@ def _limits(record: Record) -> Iterator[str]:
     rows = list(limit_table.rows(record))
     if rows:
         yield (
-            f"### what limits it\n\n{limit_table.peak(record)} One image and one prompt in ONNX "
-            "Runtime in process.\n\n" + _table(limit_table.HEADINGS, rows)
+            f"### what limits it\n\n{limit_table.peak(record)} {limit_table.ABOUT}\n\n"
+            + _table(limit_table.HEADINGS, rows)
         )
 
 

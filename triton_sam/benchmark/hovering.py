@@ -18,7 +18,7 @@ from .subjects import Subject, open_background
 from .workloads import mouse_path
 
 _PAUSE_S = 0.05
-_MIN_BURSTS, _MAX_BURSTS = 3, 60
+_MIN_BURSTS, _MAX_BURSTS = 1, 60
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,13 @@ HEADINGS = (
     "most of its time",
 )
 
+ABOUT = (
+    "One image and one prompt through each graph of the pair, in ONNX Runtime in process. No "
+    "implementation of the same graph beats the larger of the two bounds on this machine: its "
+    "products and convolutions at the peak, and its weights, inputs and outputs moved once. A "
+    "server that works out part of a graph only once for an image can be below them."
+)
+
 
 def rows(record: Record) -> Iterator[list[str]]:
     """A row for each model: what it has to do, the bounds that follow, and what it takes."""

@@ -6,12 +6,14 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Protocol
 
 from .statistics import median_interval
 
 _CHECK_EVERY = 5
 _FIRST = -100  # a turn that is not of the warm-up either
+_Found = dict[str, "Samples"]
 
 
 class Operation(Protocol):
@@ -47,11 +49,15 @@ class Plan:
 
 @dataclass
 class Samples:
-    """What was seen of one operation: ``seconds`` of each round, ``details`` of each round."""
+    """What was seen of one operation: ``seconds`` of each round, ``details`` of each round.
+
+    ``cpu_s``: processor time of all rounds. ``wall_s``: of all of them with what is not timed.
+    """
 
     seconds: list[float] = field(default_factory=list)
     details: list[Mapping[str, float]] = field(default_factory=list)
     cpu_s: float = 0.0
+    wall_s: float = 0.0
 
     def add(self, seconds: float, details: Mapping[str, float]) -> None:
         self.seconds.append(seconds)
@@ -62,36 +68,41 @@ def interleave(
     operations: Mapping[str, Operation],
     plan: Plan,
     on_round: Callable[[int, float], None] = lambda turn, spent: None,
+    few: Mapping[str, int] = MappingProxyType({}),
+    first: Mapping[str, Samples] = MappingProxyType({}),
 ) -> dict[str, Samples]:
     """Time every operation once a round, in an order that is drawn anew for each round.
 
     Whatever changes on the machine meanwhile meets all of them alike, and the n-th samples
     belong together. Ends when every median is precise enough or the next round would go beyond
     the budget, after one round at least. ``on_round``: is told the rounds done and the seconds
-    spent.
+    spent. ``few``: the operations that take part in the first rounds only, and in how many.
+    ``first``: a round that :func:`time_round` has timed already, if it is to count.
     """
     started = time.perf_counter()
     order = random.Random(0)
-    _warm_up(operations, plan, started)
-    samples = {name: Samples() for name in operations}
-    begun = time.perf_counter()
-    for turn in range(plan.max_rounds):
-        for name in order.sample(list(operations), len(operations)):
+    if not first:
+        _warm_up(operations, plan, started)
+    samples = {name: first.get(name, Samples()) for name in operations}
+    for turn in range(len(next(iter(samples.values())).seconds), plan.max_rounds):
+        taking = [name for name in operations if turn < few.get(name, plan.max_rounds)]
+        a_round = sum(samples[name].wall_s / turn for name in taking) if turn else 0.0
+        if turn and time.perf_counter() - started + a_round > plan.budget_s:
+            break
+        for name in order.sample(taking, len(taking)):
             _time_once(operations[name], turn, plan.pause_s, samples[name])
-        now = time.perf_counter()
-        spent, a_round = now - started, (now - begun) / (turn + 1)
-        on_round(turn + 1, spent)
-        if spent + a_round > plan.budget_s or _is_precise(samples, turn + 1, plan):
+        on_round(turn + 1, time.perf_counter() - started)
+        if _is_precise([samples[name] for name in taking], turn + 1, plan):
             break
     return samples
 
 
-def time_round(operations: Mapping[str, Operation]) -> float:
-    """Seconds of one round of all operations, a first one that is thrown away."""
-    started = time.perf_counter()
-    for operation in operations.values():
-        _time_once(operation, _FIRST, 0, Samples())
-    return time.perf_counter() - started
+def time_round(operations: Mapping[str, Operation]) -> dict[str, Samples]:
+    """One round of all operations, the first: to know how long they take, or to throw away."""
+    samples = {name: Samples() for name in operations}
+    for name, operation in operations.items():
+        _time_once(operation, _FIRST, 0, samples[name])
+    return samples
 
 
 def is_precise(seconds: Sequence[float], precision: float) -> bool:
@@ -99,10 +110,10 @@ def is_precise(seconds: Sequence[float], precision: float) -> bool:
     return median_interval(seconds).half_width <= precision
 
 
-def _is_precise(samples: Mapping[str, Samples], turns: int, plan: Plan) -> bool:
+def _is_precise(samples: Sequence[Samples], turns: int, plan: Plan) -> bool:
     if turns < plan.min_rounds or turns % _CHECK_EVERY:
         return False
-    return all(is_precise(s.seconds, plan.precision) for s in samples.values())
+    return all(is_precise(s.seconds, plan.precision) for s in samples)
 
 
 def _warm_up(operations: Mapping[str, Operation], plan: Plan, started: float) -> None:
@@ -114,6 +125,7 @@ def _warm_up(operations: Mapping[str, Operation], plan: Plan, started: float) ->
 
 
 def _time_once(operation: Operation, turn: int, pause_s: float, samples: Samples) -> None:
+    begun = time.perf_counter()
     operation.prepare(turn)
     time.sleep(pause_s)
     cpu, started = time.process_time(), time.perf_counter()
@@ -121,3 +133,4 @@ def _time_once(operation: Operation, turn: int, pause_s: float, samples: Samples
     seconds = time.perf_counter() - started
     samples.cpu_s += time.process_time() - cpu
     samples.add(seconds, operation.finish())
+    samples.wall_s += time.perf_counter() - begun

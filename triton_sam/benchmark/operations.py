@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -30,10 +31,11 @@ class Source:
         return clicks(count, self.photo.image.size, turn)
 
 
-_numbers = itertools.count()
+# From another number in every run: a server that runs on still has the images of the last one.
+_numbers = itertools.count(time.time_ns())
 
 
-def _own(file: bytes) -> bytes:
+def own(file: bytes) -> bytes:
     """The same photo in a file that nobody has sent before, so that no server has it encoded.
 
     What follows the end of a JPEG is not looked at.
@@ -50,7 +52,7 @@ class Encode:
         self._file = b""
 
     def prepare(self, turn: int) -> None:
-        self._file = _own(self._source.file(turn))
+        self._file = own(self._source.file(turn))
         self._subject.start()
 
     def run(self) -> None:
@@ -109,7 +111,7 @@ class Pipeline:
         self._clicks: list[Clicks] = []
 
     def prepare(self, turn: int) -> None:
-        self._file = _own(self._source.file(turn))
+        self._file = own(self._source.file(turn))
         self._clicks = [self._source.clicks(1, turn * self._masks + i) for i in range(self._masks)]
         self._subject.start()
 

@@ -26,6 +26,7 @@ STAGES = {
     "server, other": "#999999",
     "in process": "#444444",
 }
+_FEW = 20  # so many times are too few for a smooth curve: each is marked
 _STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -109,6 +110,8 @@ def _cumulative(axis: Any, series: Series, colour: str) -> None:
     share = np.linspace(0, 1, len(ordered))
     dashed = "--" if series.role == "reference" else "-"
     axis.step(ordered, share, dashed, where="post", color=colour, label=series.subject)
+    if len(series.seconds) < _FEW:
+        axis.plot(ordered[1:], share[1:], "|", color=colour, markersize=7)
     axis.plot(series.median.value * 1e3, 0.5, "o", color=colour, markersize=4)
 
 
@@ -135,7 +138,8 @@ def _throughput(levels: Sequence[Throughput], colours: dict[str, str]) -> bytes:
         # Without a single answer there is none, and a gap in the curve.
         p50, p95 = ([1e3 * m.latencies.get(q, np.nan) for m in mine] for q in ("p50", "p95"))
         axes[0][1].plot(clients, p50, f"o{dashed}", color=colour, label=name)
-        axes[0][1].fill_between(clients, p50, p95, color=colour, alpha=0.15, linewidth=0)
+        if mine[0].role == "subject" or len(mine) > 2:  # else over what lies between
+            axes[0][1].fill_between(clients, p50, p95, color=colour, alpha=0.15, linewidth=0)
     for axis, title in zip(axes[0], ("masks per second", "milliseconds"), strict=True):
         axis.set_xscale("log", base=2)
         ticks = sorted({level.clients for level in levels})

@@ -53,6 +53,7 @@ def render(record: Record, pictures: Mapping[str, bytes]) -> str:
         limits=list(limit_table.rows(record)),
         limit_headings=limit_table.HEADINGS,
         limit_peak=limit_table.peak(record),
+        limit_about=limit_table.ABOUT,
         pictures={name: _data_url(data) for name, data in pictures.items()},
         details=_details(record),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from ..embedding import Embedding
@@ -27,7 +27,7 @@ class Workload:
     ``throughput``. ``rate_hz``, ``burst_s``: events a second and length of a burst of ``hover``.
     """
 
-    megapixels: tuple[float, ...] = (1.0, 12.0, 48.0)
+    megapixels: tuple[float, ...] = (1.0, 12.0)
     image: str | None = None
     prompts: tuple[int, ...] = (1, 10)
     masks: tuple[int, ...] = (1, 10)
@@ -46,7 +46,8 @@ class Run:
 
     ``which``: the models. ``record``: where what is found goes. ``subjects``: the first is the
     one that the others are references for. ``say``: is told what is measured and how much of its
-    time is spent, 0 to 1.
+    time is spent, 0 to 1. ``encode_s``: what an image took in the cold start, to know what fits.
+    ``left_out``: what did not.
     """
 
     which: Which
@@ -55,6 +56,8 @@ class Run:
     workload: Workload
     plan: Plan
     say: OnProgress = lambda what, share: None
+    encode_s: float = 0.0
+    left_out: list[str] = field(default_factory=list)
 
     @cached_property
     def embedding(self) -> Embedding:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -36,14 +37,39 @@ from .run import OnProgress, Run, Workload
 from .server_stats import Watch, open_statistics
 from .subjects import OPTIONS, Which, served, served_name
 
-# Each benchmark and its share of the time of `all`.
-BENCHMARKS: Mapping[str, tuple[Callable[[Run, float], None], float]] = {
-    "encode": (partial(closed_loop.measure, cases=closed_loop.encode), 0.36),
-    "click": (partial(closed_loop.measure, cases=closed_loop.click), 0.12),
-    "pipeline": (partial(closed_loop.measure, cases=closed_loop.pipeline), 0.26),
-    "hover": (hovering.measure, 0.10),
-    "throughput": (throughput.measure, 0.16),
+_USUAL_ENCODE_S = 0.5
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What measures, given a run and its seconds; ``share``: of the time of all.
+
+    ``encodes``: the share is that of an encoder that takes half a second, and grows with the root
+    of what it takes.
+    """
+
+    measure: Callable[[Run, float], None]
+    share: float
+    encodes: bool = False
+
+    def share_of(self, encode_s: float) -> float:
+        """With an encoder that takes ``encode_s``."""
+        slower = max(encode_s / _USUAL_ENCODE_S, 1.0)
+        return self.share * (math.sqrt(slower) if self.encodes else 1)
+
+
+# What an earlier one leaves over a later one has.
+BENCHMARKS: Mapping[str, Benchmark] = {
+    "click": Benchmark(partial(closed_loop.measure, cases=closed_loop.click), 0.36),
+    "hover": Benchmark(hovering.measure, 0.10),
+    "throughput": Benchmark(throughput.measure, 0.14),
+    "encode": Benchmark(partial(closed_loop.measure, cases=closed_loop.encode), 0.25, True),
+    "pipeline": Benchmark(partial(closed_loop.measure, cases=closed_loop.pipeline), 0.15, True),
 }
+# Of the whole time: the longest encode that is made a second time for the cold start.
+_PATIENCE = 0.05
+# Of the whole time: two runs and more of the encoder to know its limits.
+_LIMITS = 0.25
 _PERF_ANALYZER_S = 6.0
 _LEAST_S = 1.0  # for what is left of the benchmarks when slow encodes have used the time up
 _BUSY = 0.5  # of its cores
@@ -56,7 +82,7 @@ class Target:
     ``which``: the models. ``url``: the server's address; ``None`` starts an embedded one on
     ``repository``, which is then reached over ``protocol``, http or grpc. ``repository``: also
     where the references find the model files. ``checkpoint``: weights for the PyTorch reference.
-    ``references``: their names. ``note``: a line for the record.
+    ``references``: their names. ``notes``: lines for the record.
     """
 
     which: Which
@@ -65,7 +91,7 @@ class Target:
     protocol: str = "grpc"
     checkpoint: Path | None = None
     references: tuple[str, ...] = ()
-    note: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -85,7 +111,7 @@ def measure(
     command: Sequence[str],
     say: OnProgress = lambda what, share: None,
 ) -> Record:
-    """Run ``benchmarks`` on ``target`` in about ``plan.budget_s`` seconds altogether.
+    """Run ``benchmarks`` on ``target`` in about ``plan.budget_s`` seconds, once a server runs.
 
     ``command``: what was typed, for the record. Raises a :class:`ServerError` when the server
     cannot be reached, or an :class:`EmbeddedServerError`.
@@ -97,19 +123,25 @@ def measure(
     with ExitStack() as stack:
         server = stack.enter_context(_open_server(target))
         target = replace(target, which=_resolved(target.which, server.url))
+        end = time.perf_counter() + plan.budget_s
         watch = stack.enter_context(_watch(server, family, record.notes))
         record.server.update(_describe_server(server, target))
         if server.start_s is not None:
             record.cold_start["server start"] = server.start_s
         source = workload.source()
         record.cold_start.update(import_times())
-        record.cold_start.update(cold_start(server.url, target.which, source))
-        _limits(record, target)
+        patience_s = _PATIENCE * plan.budget_s
+        steps = cold_start(server.url, target.which, source, patience_s)
+        encode_s = steps.get("second set_image", steps["first set_image"])
+        record.cold_start.update(steps)
+        _limits(record, target, encode_s, plan.budget_s)
         subject = stack.enter_context(served(server.url, target.which, watch))
         references, reasons = stack.enter_context(_references(target, server, watch))
         record.notes.extend(reasons)
         gpu = stack.enter_context(GpuSampler())
-        _run_all(Run(target.which, record, [subject, *references], workload, plan, say), benchmarks)
+        subjects = [subject, *references]
+        run = Run(target.which, record, subjects, workload, plan, say, encode_s)
+        _run_all(run, benchmarks, end)
         _cross_check(record, server.url, target)
     record.gpus.extend(gpu.summary())
     record.machine["busy"] = busy.share()
@@ -133,7 +165,7 @@ def _resolved(which: Which, url: str) -> Which:
 
 def _new_record(target: Target, workload: Workload, plan: Plan, command: Sequence[str]) -> Record:
     where = machine.describe()
-    notes = [target.note] if target.note else []
+    notes = list(target.notes)
     if where["gpus"]:
         notes.append("The references in process ran on the processor, not on a GPU.")
     if where["load_before"] > _BUSY * where["cores"]:
@@ -153,15 +185,16 @@ def _new_record(target: Target, workload: Workload, plan: Plan, command: Sequenc
     )
 
 
-def _run_all(run: Run, benchmarks: Sequence[str]) -> None:
+def _run_all(run: Run, benchmarks: Sequence[str], end: float) -> None:
     """Each gets its share of the time that is left: what one leaves over, the others have."""
-    end = time.perf_counter() + run.plan.budget_s
-    whole = sum(BENCHMARKS[name][1] for name in benchmarks)
+    shares = {name: BENCHMARKS[name].share_of(run.encode_s) for name in benchmarks}
     for name in benchmarks:
-        function, share = BENCHMARKS[name]
         left = max(end - time.perf_counter(), _LEAST_S)
-        function(run, left * share / whole)
-        whole -= share
+        BENCHMARKS[name].measure(run, left * shares[name] / sum(shares.values()))
+        del shares[name]
+    if run.left_out:
+        what = "; ".join(run.left_out)
+        run.record.notes.append(f"Left out for want of time: {what}. Give a larger --budget.")
     run.record.notes.extend(_short(run.record))
 
 
@@ -169,11 +202,11 @@ def _short(record: Record) -> Iterator[str]:
     few = dict.fromkeys(
         f"{series.benchmark}: {series.workload}"
         for series in record.series
-        if len(series.seconds) < MIN_SAMPLES
+        if series.role == "subject" and len(series.seconds) < MIN_SAMPLES
     )
     if few:
         yield (
-            f"Fewer than {MIN_SAMPLES} times of {'; '.join(few)}: too few to compare. Give a "
+            f"Fewer than {MIN_SAMPLES} rounds of {'; '.join(few)}: too few to compare. Give a "
             "larger --budget, or fewer --megapixels, --masks or --references."
         )
 
@@ -238,14 +271,18 @@ def _describe_server(server: _Server, target: Target) -> dict[str, Any]:
     }
 
 
-def _limits(record: Record, target: Target) -> None:
+def _limits(record: Record, target: Target, encode_s: float, budget_s: float) -> None:
     """Operations and bytes of each model beside the machine's peak."""
+    models = list(target.which.family.models)
+    if 2.5 * encode_s > _LIMITS * budget_s:
+        models.remove(target.which.family.encoder)
+        record.notes.append("No limits of the encoder, which takes long: give a larger --budget.")
     try:
         family = target.which.family
         files = model_files(target.repository, family)
         needed = memory_needed("onnxruntime", files)
         require_memory(needed, machine.available_memory())
-        work = [measure_work(files[model.name], model) for model in family.models]
+        work = [measure_work(files[model.name], model) for model in models]
     except (Unavailable, ImportError) as exc:
         record.notes.append(f"No limits: {exc}")
         return

@@ -19,9 +19,11 @@ from .statistics import percentiles
 from .subjects import Subject, served
 from .sweep import Level, concurrency_levels, run_segment
 
-_SEGMENTS = 12
-_MIN_SEGMENTS = 3
+_SEGMENTS = 10
+_MIN_SEGMENTS = 1
 _SHORTEST_S = 0.3
+# Of the time, for encoding the photo that each client has for itself.
+_ENCODING = 0.2
 
 Ask = Callable[[int], object]
 
@@ -36,26 +38,45 @@ class _Measured:
 
 
 def measure(run: Run, budget_s: float) -> None:
-    """Every level of every subject in turn, several times."""
-    levels = concurrency_levels(run.workload.clients)
+    """Every level of every subject in turn, several times.
+
+    Those after the first reference are asked by one client and by the most, and no other number.
+    """
+    every = concurrency_levels(run.workload.clients)
     subjects = run.low_resolution
-    found = {(s.name, n): _Measured(Level(n)) for s in subjects for n in levels}
+    levels = {
+        subject.name: every if number < 2 else sorted({every[0], every[-1]})
+        for number, subject in enumerate(subjects)
+    }
+    found = {(s.name, n): _Measured(Level(n)) for s in subjects for n in levels[s.name]}
     seconds = max(budget_s / (_SEGMENTS * len(found)), _SHORTEST_S)
-    what = f"throughput: 1 to {levels[-1]} clients"
+    what = f"throughput: 1 to {every[-1]} clients"
+    photos = every[-1]
+    if run.encode_s > 0:
+        photos = max(1, min(photos, int(_ENCODING * budget_s / run.encode_s)))
+    if photos < every[-1]:
+        run.record.notes.append(f"throughput: the clients shared {_photos(photos)}.")
     with ExitStack() as stack:
-        asks = {s.name: stack.enter_context(_clients(run, s, levels[-1])) for s in subjects}
+        asks = {s.name: stack.enter_context(_clients(run, s, every[-1], photos)) for s in subjects}
         for turn in run.turns(what, budget_s, _MIN_SEGMENTS, 3 * _SEGMENTS):
             for subject in subjects:
-                for n in levels if turn % 2 == 0 else levels[::-1]:
+                for n in levels[subject.name][:: 1 if turn % 2 == 0 else -1]:
                     _segment(subject, asks[subject.name][:n], seconds, found[subject.name, n])
     for subject in subjects:
-        for n in levels:
+        for n in levels[subject.name]:
             _add(run, subject, found[subject.name, n])
 
 
+def _photos(count: int) -> str:
+    return "one photo" if count == 1 else f"{count} photos"
+
+
 @contextmanager
-def _clients(run: Run, subject: Subject, count: int) -> Iterator[list[Ask]]:
-    """What each of ``count`` clients calls; those of a server have a connection each."""
+def _clients(run: Run, subject: Subject, count: int, photos: int) -> Iterator[list[Ask]]:
+    """What each of ``count`` clients calls; those of a server have a connection each.
+
+    ``photos``: how many different ones they have, if the server keeps the embeddings.
+    """
     source = run.workload.source()
     with ExitStack() as stack:
         asks = []
@@ -64,7 +85,7 @@ def _clients(run: Run, subject: Subject, count: int) -> Iterator[list[Ask]]:
             if subject.url is not None:
                 which = subject.which or run.which
                 client = stack.enter_context(served(subject.url, which)).client
-            embedding = _copy(run.embedding_of(subject, number))
+            embedding = _copy(run.embedding_of(subject, number % photos))
             asks.append(_ask(client, source, number, embedding))
         yield asks
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidInputError, MissingExtraError
 from ..files import write_atomically
 from ..specs import FAMILIES
-from .common import Commands, add_repository, command, served_repository
+from .common import Commands, add_repository, command
 
 if TYPE_CHECKING:
     from ..benchmark.run import OnProgress
+    from ..benchmark.session import Target
 
 SLOWER = 3
 
@@ -76,10 +77,15 @@ def _add_measurement(commands: Commands, name: str, help_line: str) -> None:
         help="where embeddings are kept (default: on the server where it has the predictor)",
     )
     add_repository(parser, demo=True)
+    where.add_argument(
+        "--or-demo",
+        action="store_true",
+        help="as --demo, where the repository has no pair of the family",
+    )
     beside = parser.add_argument_group("references")
     beside.add_argument(
         "--references",
-        type=_references,
+        type=_or_none(_references),
         default=("onnxruntime", "pytorch", "inline", "protocol"),
         metavar="NAMES",
         help="of onnxruntime, pytorch, inline (embeddings that travel with every click) and "
@@ -103,9 +109,9 @@ def _add_workload(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--megapixels",
         type=_list(float, 0.01, 80),
-        default=(1.0, 12.0, 48.0),
+        default=(1.0, 12.0),
         metavar="N,…",
-        help="sizes of the photos (default: 1,12,48); clicks are about the first",
+        help="sizes of the photos (default: 1,12); clicks are about the first",
     )
     group.add_argument(
         "--prompts",
@@ -116,10 +122,10 @@ def _add_workload(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--masks",
-        type=_list(int, 1, 1000),
+        type=_or_none(_list(int, 1, 1000)),
         default=(1, 10),
         metavar="N,…",
-        help="clicks on each photo of pipeline, one after the other (default: 1,10)",
+        help="clicks on each photo of pipeline, one after the other (default: 1,10); or none",
     )
     group.add_argument(
         "--clients",
@@ -142,9 +148,9 @@ def _add_effort(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--budget",
         type=_number(float, 0.5, 86400),
-        default=210.0,
+        default=255.0,
         metavar="SECONDS",
-        help="time for measuring, at most; starting up comes on top (default: %(default)g)",
+        help="time for everything once the server runs, about (default: %(default)g)",
     )
     group.add_argument(
         "--precision",
@@ -169,22 +175,12 @@ def _add_effort(parser: argparse.ArgumentParser) -> None:
 def _measure(args: argparse.Namespace) -> int:
     if args.url and args.embedded:
         raise InvalidInputError("--url names a running server and --embedded starts one: choose.")
+    if args.or_demo and not args.embedded:
+        raise InvalidInputError("--or-demo is about what --embedded serves: give both.")
     from ..benchmark import report, session, table
     from ..benchmark.measure import Plan
     from ..benchmark.run import Workload
-    from ..benchmark.subjects import Which
-    from ..core import server_url
 
-    every = tuple(session.BENCHMARKS)
-    target = session.Target(
-        which=Which(args.model_type, args.variant, args.embedding),
-        repository=served_repository(args),
-        url=None if args.embedded else server_url(args.url),
-        protocol=args.protocol,
-        checkpoint=args.checkpoint,
-        references=args.references,
-        note=args.note,
-    )
     workload = Workload(
         megapixels=args.megapixels,
         image=args.image,
@@ -194,13 +190,44 @@ def _measure(args: argparse.Namespace) -> int:
         rate_hz=args.rate,
     )
     plan = Plan(budget_s=args.budget, precision=args.precision / 100)
+    every = [name for name in session.BENCHMARKS if args.masks or name != "pipeline"]
     benchmarks = every if args.benchmark == "all" else (args.benchmark,)
-    with _progress() as say:
+    with _target(args) as target, _progress() as say:
         record = session.measure(target, benchmarks, workload, plan, _typed(), say)
     print(table.render(record))
     for path in report.write_all(record, args.output):
         print(path, file=sys.stderr)
     return 0
+
+
+@contextmanager
+def _target(args: argparse.Namespace) -> Iterator[Target]:
+    """What the command line names; the models may be in a folder that is deleted afterwards."""
+    from ..benchmark import stand_in
+    from ..benchmark.session import Target
+    from ..benchmark.subjects import Which
+    from ..core import server_url
+
+    which = Which(args.model_type, args.variant, args.embedding)
+    notes = [args.note] if args.note else []
+    models = stand_in.StandIn(args.repository)
+    with ExitStack() as stack:
+        if args.demo or (args.or_demo and not stand_in.has_pair(args.repository, which.family)):
+            if args.variant:
+                raise InvalidInputError(f"The demo model has no variant {args.variant!r}.")
+            models = stack.enter_context(stand_in.stand_in(which.family))
+        if models.note:
+            notes.append(models.note)
+            print(f"note: {models.note}", file=sys.stderr)
+        yield Target(
+            which=which,
+            repository=models.repository,
+            url=None if args.embedded else server_url(args.url),
+            protocol=args.protocol,
+            checkpoint=args.checkpoint or models.checkpoint,
+            references=args.references,
+            notes=tuple(notes),
+        )
 
 
 def _typed() -> list[str]:
@@ -309,9 +336,13 @@ def _list(kind: type, low: float, high: float):  # type: ignore[no-untyped-def]
     return lambda text: tuple(one(part) for part in text.split(","))
 
 
+def _or_none(parse: Callable[[str], tuple[Any, ...]]) -> Callable[[str], tuple[Any, ...]]:
+    return lambda text: () if text == "none" else parse(text)
+
+
 def _references(text: str) -> tuple[str, ...]:
-    known = ("onnxruntime", "pytorch", "inline")
-    names = () if text == "none" else tuple(text.split(","))
+    known = ("onnxruntime", "pytorch", "inline", "protocol")
+    names = tuple(text.split(","))
     for name in names:
         if name not in known:
             raise argparse.ArgumentTypeError(
