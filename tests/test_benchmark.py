@@ -419,23 +419,22 @@ class Answering(Predictor):
 
     def _submit(self, request):
         time.sleep(0.2)
+        self.worked = time.perf_counter()
         request.reply({})
 
-started = time.perf_counter()
-Answering().submit(Request({}, frozenset(), lambda answer: None))
-print(time.perf_counter() - started)
+predictor, started = Answering(), time.perf_counter()
+predictor.submit(Request({}, frozenset(), lambda answer: None))
+print((time.perf_counter() - started) / (predictor.worked - started))
 """
 
 
-@pytest.mark.parametrize(("slower", "seconds"), [(0, 0.2), (0.5, 0.3)])
-def test_a_build_is_slowed_by_the_share_asked_for(
-    slower: float, seconds: float, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("slower", [0, 0.5])
+def test_a_build_is_slowed_by_the_share_asked_for(slower: float, tmp_path: Path) -> None:
     measure_sensitivity.copy_package(tmp_path, slower)
     done = subprocess.run(
         [sys.executable, "-c", _ANSWER], cwd=tmp_path, capture_output=True, text=True, check=True
     )
-    assert float(done.stdout) == pytest.approx(seconds, abs=0.06)
+    assert float(done.stdout) == pytest.approx(1 + slower, abs=0.1)
 
 
 def test_without_a_pair_a_small_one_is_measured_and_that_is_said(

@@ -69,7 +69,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
 # Of the whole time: the longest encode that is made a second time for the cold start.
 _PATIENCE = 0.05
 # Of the whole time: two runs and more of the encoder to know its limits.
-_LIMITS = 0.25
+_LIMITS = 0.2
 _PERF_ANALYZER_S = 6.0
 _LEAST_S = 1.0  # for what is left of the benchmarks when slow encodes have used the time up
 _BUSY = 0.5  # of its cores
