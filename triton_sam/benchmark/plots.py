@@ -26,6 +26,7 @@ STAGES = {
     "server, other": "#999999",
     "in process": "#444444",
 }
+_NARROW = 8.0  # inches, for a legend in two columns
 _FEW = 20  # so many times are too few for a smooth curve: each is marked
 _STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
@@ -111,7 +112,7 @@ def _cumulative(axis: Any, series: Series, colour: str) -> None:
     dashed = "--" if series.role == "reference" else "-"
     axis.step(ordered, share, dashed, where="post", color=colour, label=series.subject)
     if len(series.seconds) < _FEW:
-        axis.plot(ordered[1:], share[1:], "|", color=colour, markersize=7)
+        axis.plot(ordered[1:], share[1:], "D", color=colour, markersize=2.5)
     axis.plot(series.median.value * 1e3, 0.5, "o", color=colour, markersize=4)
 
 
@@ -120,7 +121,8 @@ def _legend_below(figure: Any, axes: Iterable[Any]) -> None:
     for axis in axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
-    columns = 2 if len(found) <= 4 else 4
+    narrow = figure.get_figwidth() < _NARROW
+    columns = 2 if narrow or len(found) <= 4 else 3 if len(found) <= 6 else 4
     figure.legend(
         found.values(), found.keys(), loc="outside lower center", ncols=columns, frameon=False
     )
