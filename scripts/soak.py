@@ -250,7 +250,7 @@ class Soak:
 
 def soak(repository: Path, calls: int, sessions: int = 8, restarts: int = 2) -> Figures:
     """Run it on an embedded server that keeps its addresses over restarts."""
-    http, grpc, metrics = _free_ports(3)
+    http, grpc, metrics = free_ports(3)
     with EmbeddedServer(
         repository, http_port=http, grpc_port=grpc, metrics_port=metrics, quiet=True
     ) as server:
@@ -272,7 +272,8 @@ def _memory_mb() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens at."""
     listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [listener.getsockname()[1] for listener in listeners]
     for listener in listeners:
