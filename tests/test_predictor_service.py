@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -261,6 +261,123 @@ def test_many_prompts_are_decoded_in_parts() -> None:
         plateau = np.argwhere(mask == mask.max()).mean(axis=0)
         if min(expected) > 12 and max(expected) < 243:
             np.testing.assert_allclose(plateau, expected, atol=1.5)
+
+
+def many(count: int, y: float = 20) -> dict[str, np.ndarray]:
+    """Prompts at one height."""
+    points = [[[300 * i / count, y]] for i in range(count)]
+    return {"point_coords": f32(points), "point_labels": np.ones((count, 1), np.float32)}
+
+
+@contextmanager
+def decoding_stepwise(
+    **settings: Any,
+) -> Iterator[tuple[Predictor, np.ndarray, threading.Semaphore, list[float]]]:
+    """With an image's handle, a semaphore for each run of the decoder, and each run's height."""
+    steps, seen = threading.Semaphore(0), list[float]()
+    with running(**settings) as (predictor, engine):
+        handle = ask(predictor, LOOK, image=photo()).result(10)["handle"]
+        decode = engine.decode
+
+        def stepwise(call: Any) -> Any:
+            seen.append(round(float(call.inputs["point_coords"][0, 0, 1]) * 300 / 1024))
+            assert steps.acquire(timeout=10)
+            return decode(call)
+
+        engine.decode = stepwise  # type: ignore[method-assign]
+        try:
+            yield predictor, handle, steps, seen
+        finally:
+            steps.release(10_000)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("gather", [1, 8])
+def test_a_click_gets_in_between_the_parts_of_a_request_with_many_prompts(gather: int) -> None:
+    outputs = ("iou_predictions", "low_res_bits")
+    prompts = many(1024)
+    with decoding_stepwise(gather=gather) as (predictor, handle, steps, seen):
+        long = ask(predictor, outputs, image_handle=handle, **prompts)
+        for turn in range(3):
+            until(lambda runs=2 * turn + 1: len(seen) == runs)  # type: ignore[misc]
+            click = ask(predictor, CLICK, image_handle=handle, **point(9, 250))
+            steps.release(2)  # the part that runs already, and the click
+            assert click.result(10)["found"][0]
+        until(lambda: len(seen) == 7)
+        assert seen == [*3 * [20, 250], 20]
+        steps.release(10_000)
+        found = long.result(60)
+        for row in (0, 7, 8, 500, 1023):
+            own = {name: array[row : row + 1] for name, array in prompts.items()}
+            alone = ask(predictor, outputs, image_handle=handle, **own).result(10)
+            for name in outputs:
+                np.testing.assert_array_equal(found[name][row : row + 1], alone[name])
+    assert len(seen) == 1024 // gather + 3 + 5
+
+
+@pytest.mark.parametrize("kind", ["cancelled", "late"])
+def test_a_request_with_many_prompts_that_nobody_waits_for_stops_at_the_next_part(
+    kind: str,
+) -> None:
+    gone = threading.Event()
+    with decoding_stepwise() as (predictor, handle, steps, seen):
+        late = {"deadline_ms": np.array([300], np.int32)} if kind == "late" else {}
+        long = ask(
+            predictor, CLICK, image_handle=handle, **many(1024), **late, cancelled=gone.is_set
+        )
+        steps.release(2)
+        until(lambda: len(seen) == 3)
+        if kind == "late":
+            time.sleep(0.4)
+        else:
+            gone.set()
+        steps.release(1)
+        assert getattr(long.exception(10), "kind", None) == kind
+        assert len(seen) == 3 and predictor.counts()["dropped"] == 1
+        steps.release(1)
+        assert ask(predictor, CLICK, image_handle=handle, **point(1, 9)).result(10)["found"][0]
+        # Its room is free again.
+        steps.release(2048)
+        again = ask(predictor, CLICK, image_handle=handle, **many(1024))
+        assert again.result(60)["iou_predictions"].shape == (1024, 1)
+
+
+def test_only_so_many_prompts_are_begun_at_a_time() -> None:
+    hover = {"priority": np.array([1], np.int32)}
+    with decoding_stepwise(max_begun=12) as (predictor, handle, steps, seen):
+        asked = [ask(predictor, CLICK, image_handle=handle, **many(8, y=10), **hover)]
+        until(lambda: len(seen) == 1)
+        asked += [
+            # Another ten would be too many, beside what has begun; two are not. Of its own
+            # priority a request is the first, and goes before all others.
+            ask(predictor, CLICK, image_handle=handle, **many(10, y=20), **hover),
+            ask(predictor, CLICK, image_handle=handle, **many(2, y=30), **hover),
+            ask(predictor, CLICK, image_handle=handle, **many(8, y=40)),
+        ]
+        steps.release(100)
+        for future, count in zip(asked, (8, 10, 2, 8), strict=True):
+            assert future.result(10)["iou_predictions"].shape == (count, 1)
+    assert seen == [10, *8 * [40], 30, 10, 30, *6 * [10], *10 * [20]]
+
+
+def test_many_prompts_are_answered_though_their_image_is_evicted_meanwhile() -> None:
+    two = 2 * 4 * (256 * 64 * 64 + 32 * 256 * 256 + 64 * 128 * 128)
+    with decoding_stepwise(store_bytes=two) as (predictor, handle, steps, seen):
+        long = ask(predictor, CLICK, image_handle=handle, **many(4))
+        steps.release(1)
+        until(lambda: len(seen) == 2)
+        for seed in (1, 2):
+            assert ask(predictor, LOOK, image=photo(seed=seed)).result(10)["found"][0]
+        assert bytes(handle[0]).decode() not in predictor.store
+        steps.release(3)
+        scores = long.result(10)["iou_predictions"]
+    np.testing.assert_allclose(scores, 0.5 + mean(photo(), SPEC), atol=1e-6)
 
 
 def test_cancelled_and_late_requests_are_not_decoded(both: tuple[Predictor, FakeEngine]) -> None:

@@ -77,11 +77,15 @@ class Jobs:
                 dropped = self._sweep()
             full = len(self._heap) >= self.limit
             if not full:
-                heapq.heappush(self._heap, (job.priority, next(self._numbers), job))
-                self._changed.notify()
+                self._push(job)
         _drop(dropped)
         if full:
             raise QueueFullError(f"{self.limit} requests wait already")
+
+    def put_back(self, job: Job) -> None:
+        """Have a job that was taken wait for a further turn, behind its equals; never refused."""
+        with self._changed:
+            self._push(job)
 
     def take(self) -> list[Job]:
         """The jobs to run now, one or some of one group; waits for them. Empty after the end."""
@@ -105,6 +109,10 @@ class Jobs:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+
+    def _push(self, job: Job) -> None:
+        heapq.heappush(self._heap, (job.priority, next(self._numbers), job))
+        self._changed.notify()
 
     def _companions(self, job: Job, dropped: list[tuple[Job, str]]) -> list[Job]:
         """Jobs of the same group and priority, taken out, as many as fit."""

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol, TypeAlias
@@ -51,6 +52,25 @@ class _Ask:
 
 
 @dataclass(eq=False)
+class _Parts:
+    """A request with more prompts than are decoded at a time, and how far it is.
+
+    ``encoded``: its image, once it has begun; kept though the store may evict it meanwhile.
+    ``done``: prompts whose rows of ``arrays`` are filled.
+    """
+
+    ask: _Ask
+    prompt: Prompt
+    encoded: Encoded | None = None
+    done: int = 0
+    arrays: Arrays = field(default_factory=dict)
+
+    @property
+    def width(self) -> int:
+        return len(self.prompt.points)
+
+
+@dataclass(eq=False)
 class _Encoding:
     """An image that is being encoded, and everybody who waits for it."""
 
@@ -85,6 +105,7 @@ class Predictor:
         self._clicks = Jobs(settings.max_waiting, settings.gather)
         self._images = Jobs(settings.max_waiting)
         self._encodings: dict[str, _Encoding] = {}
+        self._begun: list[_Parts] = []
         self._lock = threading.Lock()
         self._counts = dict.fromkeys(("encodes", "decodes", "decoded_prompts", "dropped"), 0)
         # What comes before the encoder and after the decoder, and would hold others up there.
@@ -232,6 +253,16 @@ class Predictor:
 
     def _decode_job(self, ask: _Ask, prompt: Prompt) -> Job:
         request = ask.request
+        if len(prompt.points) > self._settings.gather:
+            parts = _Parts(ask, prompt)
+            return Job(
+                run=lambda jobs: self._decode_part(jobs[0], parts),
+                drop=partial(self._drop_parts, parts),
+                priority=request.priority,
+                width=parts.width,
+                is_cancelled=request.is_cancelled,
+                deadline=ask.deadline,
+            )
         alone = prompt.mask is not None
         shape = (prompt.points.shape[1], prompt.boxes is None, prompt.multimask)
         return Job(
@@ -267,35 +298,94 @@ class Predictor:
             start = rows.stop
             own = Prediction(prediction.logits[rows], prediction.scores[rows])
             extra = {name: array[rows] for name, array in further.items()}
-            finish = partial(self._finish, ask, own, extra, size)
-            if ask.request.at_full_size:
-                self._finishing.submit(finish)
-            else:
-                finish()
+            self._hand_over(ask, own, extra, size)
 
     def _run(
         self, encoded: Encoded, prompt: Prompt, wanted: frozenset[str]
     ) -> tuple[Prediction, Arrays]:
-        """Decode any number of prompts, some at a time so that memory stays bounded."""
+        """Decode prompts together; what of ``wanted`` the decoder says beside masks and scores."""
         served = self._engine.decoder_served
         names = tuple(name for name in further_outputs(self.family) if name in wanted)
         names = tuple(name for name in names if name in served.outputs)
-        count, step = len(prompt.points), max(1, self._settings.gather)
-        parts = [prompt.rows(slice(i, i + step)) for i in range(0, count, step)]
-        predictions, further = [], []
-        for part in parts:
-            calls = decode_calls(self.family, encoded, part, served, names)
-            answers = [self._engine.decode(call) for call in calls]
-            self._count("decodes", len(calls))
-            self._count("decoded_prompts", len(part.points))
-            predictions.append(read_prediction(self.family, answers, part, served))
-            further.append({name: read_output(self.family, name, answers) for name in names})
-        if len(parts) == 1:
-            return predictions[0], further[0]
-        logits = np.concatenate([one.logits for one in predictions])
-        scores = np.concatenate([one.scores for one in predictions])
-        joined = {name: np.concatenate([one[name] for one in further]) for name in names}
-        return Prediction(logits, scores), joined
+        calls = decode_calls(self.family, encoded, prompt, served, names)
+        answers = [self._engine.decode(call) for call in calls]
+        self._count("decodes", len(calls))
+        self._count("decoded_prompts", len(prompt.points))
+        prediction = read_prediction(self.family, answers, prompt, served)
+        return prediction, {name: read_output(self.family, name, answers) for name in names}
+
+    def _decode_part(self, job: Job, parts: _Parts) -> None:
+        """Decode the next prompts of a request with many; the others wait for a further turn."""
+        ask = parts.ask
+        if not self._may_go_on(parts):
+            self._clicks.put_back(job)
+            return
+        try:
+            if parts.encoded is None:
+                with self.store.pinned(ask.handle) as parts.encoded:
+                    pass
+            if parts.encoded is not None:
+                self._fill(parts, parts.encoded)
+        except BaseException as exc:
+            self._end(parts)
+            ask.request.reply(_as_error(exc))
+            return
+        if parts.encoded is None:
+            self._end(parts)
+            self._answer_unknown(ask)
+        elif parts.done < parts.width:
+            self._clicks.put_back(job)
+        else:
+            self._end(parts)
+            further = dict(parts.arrays)
+            prediction = Prediction(further.pop("logits"), further.pop("scores"))
+            self._hand_over(ask, prediction, further, parts.encoded.original_size)
+
+    def _may_go_on(self, parts: _Parts) -> bool:
+        """Whether a request with many prompts has begun, or may: its masks so far take memory.
+
+        The first of each priority always may, or it would wait for what waits for it.
+        """
+        priority = parts.ask.request.priority
+        with self._lock:
+            if parts in self._begun:
+                return True
+            first = all(other.ask.request.priority != priority for other in self._begun)
+            together = parts.width + sum(other.width for other in self._begun)
+            if first or together <= self._settings.max_begun:
+                self._begun.append(parts)
+                return True
+            return False
+
+    def _fill(self, parts: _Parts, encoded: Encoded) -> None:
+        rows = slice(parts.done, parts.done + self._settings.gather)
+        prompt = parts.prompt.rows(rows)
+        prediction, further = self._run(encoded, prompt, parts.ask.request.outputs)
+        found = {"logits": prediction.logits, "scores": prediction.scores, **further}
+        for name, array in found.items():
+            if name not in parts.arrays:
+                whole = (parts.width, *array.shape[1:])
+                parts.arrays[name] = np.empty(whole, array.dtype)
+            parts.arrays[name][rows] = array
+        parts.done += len(prompt.points)
+
+    def _drop_parts(self, parts: _Parts, reason: str) -> None:
+        self._end(parts)
+        self._drop(parts.ask.request, reason)
+
+    def _end(self, parts: _Parts) -> None:
+        with self._lock, suppress(ValueError):
+            self._begun.remove(parts)
+
+    def _hand_over(
+        self, ask: _Ask, prediction: Prediction, further: Arrays, size: tuple[int, int]
+    ) -> None:
+        """Answer; masks at full size in a thread of their own, for they take a while."""
+        finish = partial(self._finish, ask, prediction, further, size)
+        if ask.request.at_full_size:
+            self._finishing.submit(finish)
+        else:
+            finish()
 
     def _finish(
         self, ask: _Ask, prediction: Prediction, further: Arrays, size: tuple[int, int]
@@ -374,7 +464,7 @@ def _as_error(exc: BaseException) -> PredictorError:
 def _dropped(reason: str) -> PredictorError:
     if reason == "cancelled":
         return PredictorError("cancelled", "The client cancelled the request.")
-    return PredictorError("late", "The deadline of the request passed before it was run.")
+    return PredictorError("late", "The deadline of the request passed before it was done.")
 
 
 def _wanted(arrays: Arrays, request: Request) -> Arrays:

@@ -16,7 +16,7 @@ COUNTERS = {
     "encodes": "Runs of the encoder",
     "decodes": "Runs of the decoder",
     "decoded_prompts": "Prompts that those decoded",
-    "dropped": "Requests that were cancelled or late before they were run",
+    "dropped": "Requests that were cancelled or late before they were done",
 }
 GAUGES = {
     "store_images": "Images that are kept",
@@ -33,8 +33,10 @@ class Settings:
     ``max_pixels``: of an image. ``max_prompts``, ``max_points``: of a request. ``max_clicks``: of
     one prompt, whose memory grows with their square. ``max_waiting``: requests in each queue.
     ``gather``: prompts that are decoded together; on a processor one, where eight at once take
-    longer than one after the other (32 against 29 ms each, SAM 2.1, two cores). ``encoders``:
-    images that are decoded from their files and resized at a time.
+    longer than one after the other (32 against 29 ms each, SAM 2.1, two cores). A request with more
+    of them gives way after each ``gather``; ``max_begun`` prompts are in such requests at a time,
+    whose masks so far take memory. ``encoders``: images that are decoded from their files and
+    resized at a time.
     """
 
     store_bytes: int = 1 << 30
@@ -45,6 +47,7 @@ class Settings:
     max_clicks: int = 512
     max_waiting: int = 1024
     gather: int = 1
+    max_begun: int = 1280
     encoders: int = 1
 
     @classmethod
