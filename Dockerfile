@@ -11,11 +11,13 @@ ARG TRITON_IMAGE=nvcr.io/nvidia/tritonserver:26.10-py3
 FROM ${TRITON_IMAGE}
 
 # What the predictors run with. Pillow's is the version of triton_sam/server/requirements.txt, so
-# that both decode the same pixels; ONNX Runtime's is built for CUDA 13, as the image is.
+# that both decode the same pixels; ONNX Runtime's is built for CUDA 13, as the image is. redis and
+# safetensors are for TRITON_SAM_STORE_REDIS.
 ARG ONNXRUNTIME=onnxruntime-gpu
 ARG ONNXRUNTIME_VERSION=1.31.1
 RUN python3 -m pip install --no-cache-dir --no-deps --break-system-packages \
-      numpy==2.4.6 pillow==12.3.0 pycocotools==2.0.11 "${ONNXRUNTIME}==${ONNXRUNTIME_VERSION}"
+      numpy==2.4.6 pillow==12.3.0 pycocotools==2.0.11 redis==8.1.0 safetensors==0.8.0 \
+      "${ONNXRUNTIME}==${ONNXRUNTIME_VERSION}"
 
 COPY triton_sam/errors.py /opt/triton-sam/triton_sam/
 COPY triton_sam/server /opt/triton-sam/triton_sam/server

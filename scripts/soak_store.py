@@ -337,7 +337,7 @@ class Soak:
             life = self.figures.lives[-1]
             try:
                 life.memory.append((self.figures.answered - start, _memory_mb(pid)))
-                life.counts = _metrics(self._server.metrics_url) or life.counts
+                life.counts = read_metrics(self._server.metrics_url) or life.counts
             except OSError:
                 continue  # it was just killed, or does not listen yet
             life.most_bytes = max(life.most_bytes, life.counts.get("store_bytes", 0))
@@ -360,7 +360,7 @@ def _memory_mb(pid: int) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def _metrics(url: str) -> dict[str, float]:
+def read_metrics(url: str) -> dict[str, float]:
     """The predictor's counts by name, without the common prefix."""
     with urllib.request.urlopen(url, timeout=5) as page:
         found = re.findall(

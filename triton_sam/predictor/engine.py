@@ -121,6 +121,15 @@ class Engine:
         changed = _run(self._mask, given, names, self._device)
         return {**others, **dict(zip(self._split.changed, changed.values(), strict=True))}
 
+    def hold(self, array: NDArray[Any]) -> Any:
+        """An array as :meth:`encode` would have given it, on the device that decodes."""
+        import onnxruntime as ort
+
+        device = self._device
+        return ort.OrtValue.ortvalue_from_numpy(
+            np.ascontiguousarray(array), device.name, device.number
+        )
+
     def close(self) -> None:
         """Give the sessions back."""
         del self._encoder, self._prepare, self._mask, self._decoder

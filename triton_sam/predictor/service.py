@@ -32,7 +32,7 @@ from ..specs.predictor import further_outputs
 from .jobs import Job, Jobs, QueueFullError
 from .messages import Arrays, PredictorError, Request, image_outputs
 from .results import empty_outputs, prediction_outputs
-from .settings import Settings
+from .settings import COUNTERS, Settings
 from .store import Encoded, Store, image_handle
 
 logger = logging.getLogger(__name__)
@@ -91,14 +91,32 @@ class Runner(Protocol):
 
     def decode(self, call: Call) -> Mapping[str, NDArray[Any]]: ...
 
+    def hold(self, array: NDArray[Any]) -> Any: ...
+
+    def close(self) -> None: ...
+
+
+class Shared(Protocol):
+    """Where predictors share images: :class:`~triton_sam.sharing.SharedStore`. Never raises."""
+
+    def get(self, handle: str, since: float | None = None) -> Encoded | None: ...
+
+    def put(self, handle: str, encoded: Encoded) -> None: ...
+
+    def counts(self) -> dict[str, int]: ...
+
     def close(self) -> None: ...
 
 
 class Predictor:
-    """Encodes and decodes with ``engine`` for anybody, from any thread."""
+    """Encodes and decodes with ``engine`` for anybody, from any thread.
 
-    def __init__(self, engine: Runner, settings: Settings) -> None:
+    ``shared``: where images are looked for before they are encoded, and written to after that.
+    """
+
+    def __init__(self, engine: Runner, settings: Settings, shared: Shared | None = None) -> None:
         self.family: Family = engine.family
+        self._shared = shared
         self.store = Store(settings.store_bytes, settings.ttl_s)
         self._engine = engine
         self._settings = settings
@@ -106,11 +124,13 @@ class Predictor:
         self._images = Jobs(settings.max_waiting)
         self._encodings: dict[str, _Encoding] = {}
         self._begun: list[_Parts] = []
+        self._fetches: dict[str, list[_Ask]] = {}
         self._lock = threading.Lock()
         self._counts = dict.fromkeys(("encodes", "decodes", "decoded_prompts", "dropped"), 0)
         # What comes before the encoder and after the decoder, and would hold others up there.
         self._naming = ThreadPoolExecutor(1, "name")
         self._finishing = ThreadPoolExecutor(2, "finish")
+        self._looking = ThreadPoolExecutor(4, "look")
         self._embedding_bytes = sum(map(_bytes, engine.kept))
         if settings.store_bytes < 2 * self._embedding_bytes:
             raise InvalidInputError(
@@ -134,9 +154,18 @@ class Predictor:
             f"store_{name}": getattr(stats, name)
             for name in ("hits", "misses", "evictions", "expired", "images")
         }
+        redis = dict.fromkeys((name for name in COUNTERS if name.startswith("redis_")), 0)
+        if self._shared is not None:
+            redis = self._shared.counts()
         waiting = len(self._clicks) + len(self._images)
         with self._lock:
-            return {**store, **self._counts, "store_bytes": stats.nbytes, "waiting": waiting}
+            return {
+                **store,
+                **redis,
+                **self._counts,
+                "store_bytes": stats.nbytes,
+                "waiting": waiting,
+            }
 
     def close(self) -> None:
         """Answer what waits, and end."""
@@ -145,9 +174,12 @@ class Predictor:
         self._images.close()
         for thread in self._encoders:
             thread.join()
+        self._looking.shutdown()
         self._clicks.close()
         self._decoder.join()
         self._finishing.shutdown()
+        if self._shared is not None:
+            self._shared.close()
         self._engine.close()
 
     def _submit(self, request: Request) -> None:
@@ -161,7 +193,7 @@ class Predictor:
                     "A request names an image: encoded_image, image, or the image_handle of one "
                     "that was sent before."
                 )
-            self._on_image(_Ask(request, request.handle, deadline))
+            self._look(_Ask(request, request.handle, deadline))
         else:
             # Its name takes milliseconds to work out, in which other requests are not taken in.
             self._naming.submit(_guarded, request.reply, partial(self._receive, request, deadline))
@@ -210,21 +242,51 @@ class Predictor:
         if known or under_way is not None:
             return
         failure: BaseException | None = None
+        encoded: Encoded | None = None
         try:
-            self._encode_content(ask.handle, content)
+            if not self._fetched(ask.handle, time.monotonic()):
+                encoded = self._encode_content(ask.handle, content)
         except BaseException as exc:
             failure = exc
         with self._lock:
             waiting = self._encodings.pop(ask.handle).waiting
         for one in waiting:
             _guarded(one.request.reply, partial(self._after_encoding, one, failure))
+        if self._shared is not None and encoded is not None:
+            self._shared.put(ask.handle, encoded)
 
     def _after_encoding(self, ask: _Ask, failure: BaseException | None) -> None:
         if failure is not None:
             raise failure
         self._on_image(ask)
 
-    def _encode_content(self, handle: str, content: Content) -> None:
+    def _look(self, ask: _Ask) -> None:
+        """Go on with an image that was sent before, perhaps to another predictor."""
+        if self._shared is None or ask.handle in self.store:
+            self._on_image(ask)
+            return
+        with self._lock:
+            first = ask.handle not in self._fetches
+            self._fetches.setdefault(ask.handle, []).append(ask)
+        if first:
+            self._looking.submit(self._fetch, ask.handle, time.monotonic())
+
+    def _fetch(self, handle: str, since: float) -> None:
+        try:
+            self._fetched(handle, since)
+        except BaseException:
+            logger.exception("an image was not fetched")
+        with self._lock:
+            waiting = self._fetches.pop(handle)
+        for one in waiting:
+            _guarded(one.request.reply, partial(self._on_image, one))
+
+    def _fetched(self, handle: str, since: float) -> bool:
+        """Whether the image was fetched from what is shared, and kept."""
+        encoded = None if self._shared is None else self._shared.get(handle, since)
+        return encoded is not None and self.store.put(handle, encoded)
+
+    def _encode_content(self, handle: str, content: Content) -> Encoded:
         picture = load_image(content, self._settings.max_pixels)
         size = picture.height, picture.width
         pixels = preprocess(picture, self.family.image)
@@ -235,6 +297,7 @@ class Predictor:
             encoded = Encoded(tensors, size, self._embedding_bytes)
             if not self.store.put(handle, encoded, self._embedding_bytes):
                 raise PredictorError("busy", "Every image that is kept is in use; try again later.")
+        return encoded
 
     def _on_image(self, ask: _Ask) -> None:
         """Go on with an image that may be there."""

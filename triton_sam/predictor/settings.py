@@ -16,6 +16,10 @@ COUNTERS = {
     "encodes": "Runs of the encoder",
     "decodes": "Runs of the decoder",
     "decoded_prompts": "Prompts that those decoded",
+    "redis_hits": "Images that were fetched from Redis instead of being encoded",
+    "redis_misses": "Images that were looked for in Redis and not there, or damaged",
+    "redis_stored": "Images that were written to Redis",
+    "redis_failures": "Calls of Redis that failed or took too long",
     "dropped": "Requests that were cancelled or late before they were done",
 }
 GAUGES = {
@@ -36,7 +40,7 @@ class Settings:
     longer than one after the other (32 against 29 ms each, SAM 2.1, two cores). A request with more
     of them gives way after each ``gather``; ``max_begun`` prompts are in such requests at a time,
     whose masks so far take memory. ``encoders``: images that are decoded from their files and
-    resized at a time.
+    resized at a time. ``redis_url``: of a server where predictors share images; empty: none.
     """
 
     store_bytes: int = 1 << 30
@@ -49,11 +53,13 @@ class Settings:
     gather: int = 1
     max_begun: int = 1280
     encoders: int = 1
+    redis_url: str = ""
 
     @classmethod
     def read(cls, variables: Mapping[str, str], on_gpu: bool) -> Settings:
-        """From the environment: ``TRITON_SAM_STORE_MB``, ``_STORE_TTL_S`` and ``_QUEUE``.
+        """From the environment, whose variables begin with ``TRITON_SAM_``.
 
+        ``STORE_MB``, ``STORE_TTL_S``, ``STORE_REDIS``, ``QUEUE``.
         Raises :class:`InvalidInputError` for what is no positive number.
         """
 
@@ -74,4 +80,5 @@ class Settings:
             gather=8 if on_gpu else 1,
             # Files are read on the processor, so that a GPU waits for several of them.
             encoders=4 if on_gpu else 1,
+            redis_url=variables.get("TRITON_SAM_STORE_REDIS", ""),
         )

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ....errors import InvalidInputError
+    from ....errors import InvalidInputError, MissingExtraError
     from ....predictor.engine import Device, Engine
     from ....predictor.messages import Arrays, PredictorError, Request
-    from ....predictor.service import Predictor
+    from ....predictor.service import Predictor, Shared
     from ....predictor.settings import COUNTERS, GAUGES, Settings
     from ....processors import default_threads
     from ....specs import family
@@ -34,10 +34,10 @@ else:
     _part = types.ModuleType("triton_sam_part")
     _part.__path__ = [os.environ["TRITON_SAM_PACKAGE"]]
     sys.modules.setdefault("triton_sam_part", _part)
-    from triton_sam_part.errors import InvalidInputError
+    from triton_sam_part.errors import InvalidInputError, MissingExtraError
     from triton_sam_part.predictor.engine import Device, Engine
     from triton_sam_part.predictor.messages import Arrays, PredictorError, Request
-    from triton_sam_part.predictor.service import Predictor
+    from triton_sam_part.predictor.service import Predictor, Shared
     from triton_sam_part.predictor.settings import COUNTERS, GAUGES, Settings
     from triton_sam_part.processors import default_threads
     from triton_sam_part.specs import family
@@ -58,8 +58,8 @@ class TritonPythonModel:
         try:
             settings = Settings.read(os.environ, on_gpu)
             engine = Engine(spec, root, device, default_threads())
-            self._predictor = Predictor(engine, settings)
-        except InvalidInputError as exc:
+            self._predictor = Predictor(engine, settings, _shared(settings, engine, root))
+        except (InvalidInputError, MissingExtraError) as exc:
             raise pb_utils.TritonModelException(str(exc)) from exc
         except Exception as exc:
             # The classes that ONNX Runtime raises have no base of their own.
@@ -75,6 +75,19 @@ class TritonPythonModel:
         """Answer what waits and release the sessions."""
         self._metrics.close()
         self._predictor.close()
+
+
+def _shared(settings: Settings, engine: Engine, root: Path) -> Shared | None:
+    """What predictors of the pair in ``root`` share, where the settings name a server for it."""
+    if not settings.redis_url:
+        return None
+    if TYPE_CHECKING:
+        from ....sharing import SharedStore
+    else:
+        from triton_sam_part.sharing import SharedStore
+    return SharedStore.open(
+        settings.redis_url, settings.ttl_s, engine.family, root, engine.hold, engine.make_way
+    )
 
 
 class Metrics:
