@@ -16,6 +16,7 @@ from PIL import Image
 
 import triton_sam
 from triton_sam import repository
+from triton_sam.benchmark.wire import CountingProxy
 from triton_sam.demo import demo_repository
 from triton_sam.export import sam2
 from triton_sam.export.checkpoints import checkpoint_from_pair
@@ -23,6 +24,7 @@ from triton_sam.export.parity import Difference, Predictor, Remembering, compare
 from triton_sam.images import load_image
 from triton_sam.server import EmbeddedServer
 from triton_sam.specs import Family
+from triton_sam.transport import Endpoint
 
 Arrays = dict[str, np.ndarray]
 
@@ -77,6 +79,39 @@ def test_small_models_with_random_weights(
     # What differs between images is decided before the faces part.
     images = 3 if (protocol, face) == ("grpc", "sync") else 1
     _assert_parity(url, result.family, official, face=face, images=images, embedding=embedding)
+
+
+@pytest.mark.parametrize("face", FACES)
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_mask_that_comes_back_is_named_and_no_other(
+    served: tuple[Exported, Remembering, EmbeddedServer], protocol: str, face: str
+) -> None:
+    """A corrective click with the mask of the click before is less than 1 kB up, and right."""
+    result, official, server = served
+    family, image = result.family, next(_images())[1]
+    url = server.url if protocol == "grpc" else f"http://{server.http_url}"
+    first = {"point_coords": np.array([[300, 168]]), "point_labels": np.array([1])}
+    second = {"point_coords": np.array([[80, 60]]), "point_labels": np.array([0])}
+    official.set_image(image)
+    with CountingProxy(Endpoint.parse(url)) as proxy:
+
+        def bytes_up(mask: np.ndarray) -> tuple[int, np.ndarray]:
+            before = proxy.total.up
+            answer, _ = client.predict(**second, mask_input=mask)
+            return proxy.total.up - before, answer
+
+        options = {"model_type": family.name, "embedding": "server"}
+        with open_client(face, proxy.url, **options) as client:
+            client.set_image(image)
+            mask, _ = client.predict(**first)
+            named, answer = bytes_up(mask)
+        _, _, logits = official.predict(**second, mask_input=mask[0], multimask_output=False)
+        with open_client(face, proxy.url, **options) as client:
+            client.set_image(image)
+            sent, same = bytes_up(mask)
+    assert 0 < named <= 1000 and mask.nbytes < sent
+    np.testing.assert_array_equal(answer, same)
+    np.testing.assert_allclose(answer[0], logits, atol=1e-3 * np.abs(logits).max())
 
 
 # The tracker first: its export takes 15 GB, and this process keeps what later cases take.

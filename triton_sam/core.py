@@ -47,6 +47,7 @@ from .protocol import (
 )
 from .server_embedding import (
     Content,
+    NotedMasks,
     ServerEmbedding,
     click_call,
     find_call,
@@ -144,6 +145,7 @@ class ClientCore:
         # Without a cache nothing is kept; calls at the same time still share an encoding.
         self._uncached = EmbeddingCache()
         self._cache = cache or self._uncached
+        self._masks = NotedMasks(self.family)
         self._served: dict[str, Served] = {}
         self._fingerprint: str | None = None
         self._fingerprint_end = 0.0  # on the monotonic clock: then it is asked for again
@@ -293,16 +295,24 @@ class ClientCore:
     def _clicked(
         self, embedding: ServerEmbedding, prompt: Prompt, priority: Priority, deadline: Deadline
     ) -> Flow[Prediction]:
-        """Masks of an image on the server, which is sent again if it was forgotten there."""
-        for again in (False, True):
-            call = click_call(self.family, embedding, prompt, priority, again)
+        """Masks of an image on the server; what was forgotten there is sent again."""
+        again, names = False, None
+        if prompt.mask is not None:
+            names = yield Work(partial(self._masks.names, embedding.digest, prompt.mask))
+        for _ in range(3):
+            call = click_call(self.family, embedding, prompt, priority, again, names)
             try:
                 arrays = yield from self._infer(call, deadline)
             except InferenceError as exc:
                 raise PromptError(exc.reason) if exc.is_invalid else exc from exc
-            prediction = read_click(self.family, prompt, arrays)
-            if prediction is not None:
-                return prediction
+            answer = read_click(self.family, prompt, arrays)
+            if isinstance(answer, Prediction):
+                self._masks.note(embedding.digest, answer.logits)
+                return answer
+            # A server that has lost the image, perhaps in a restart, has its masks no more.
+            again, names = again or answer == "image", None
+            if prompt.mask is not None:
+                self._masks.forget(embedding.digest, prompt.mask)
         raise InferenceError(f"{self.family.title} encoded an image and did not keep it.")
 
     def _encode(self, picture: Image, key: EmbeddingKey, deadline: Deadline) -> Flow[Embedding]:

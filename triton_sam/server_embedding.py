@@ -7,10 +7,13 @@ No I/O but for reading the image's file. What the predictor's tensors mean is sa
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +22,10 @@ from PIL import Image
 from .embedding import Embedding
 from .errors import EmbeddingError, ImageError, InferenceError
 from .images import ImageSource, check_image, load_image
+from .masks import clamp
 from .painting import preview
 from .predictor.jobs import Priority
+from .predictor.masks import MOST_MASKS, mask_name
 from .prompts import Prompt
 from .protocol import Arrays, Call, Prediction
 from .specs import Family
@@ -30,6 +35,11 @@ Content: TypeAlias = "bytes | NDArray[np.uint8]"
 
 _IMAGE_OUTPUTS = ("found", "handle", "original_size")
 _MASK_OUTPUTS = ("found", "low_res_logits", "iou_predictions")
+
+# Of the masks that were answered last: the server keeps about as many, of all clients together.
+_NOTED = 256
+# Every so manieth value tells masks apart well enough to ask for one by name.
+_STRIDE = 61
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +88,54 @@ def read_content(source: ImageSource, max_pixels: int) -> Content:
     return content
 
 
+@dataclass(eq=False)
+class NotedMasks:
+    """Which masks the server may still have, by a glimpse of each answer. Safe to use from threads.
+
+    Naming a mask takes a sixth of a millisecond, so that it is left for those that come back.
+    """
+
+    family: Family
+    _noted: OrderedDict[int, None] = field(default_factory=OrderedDict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def note(self, handle: str, logits: NDArray[np.float32]) -> None:
+        """Remember the masks of an answer, BxMxhxw, not clamped."""
+        masks = logits.reshape(-1, logits.shape[-2] * logits.shape[-1])
+        if len(masks) > MOST_MASKS:
+            return
+        glimpses = clamp(masks[:, ::_STRIDE], self.family.prompts.mask_clip)
+        with self._lock:
+            for glimpse in glimpses:
+                self._noted[_key(handle, glimpse)] = None
+            while len(self._noted) > _NOTED:
+                self._noted.popitem(last=False)
+
+    def names(self, handle: str, masks: NDArray[np.float32] | None) -> list[str] | None:
+        """The names of a prompt's masks, (B or 1)x1xhxw, where all of them may be there."""
+        if masks is None or len(masks) > MOST_MASKS:
+            return None
+        keys = self._keys(handle, masks)
+        with self._lock:
+            if not all(key in self._noted for key in keys):
+                return None
+        return [mask_name(handle, mask) for mask in masks]
+
+    def forget(self, handle: str, masks: NDArray[np.float32]) -> None:
+        """Note that the server does not have them."""
+        with self._lock:
+            for key in self._keys(handle, masks):
+                self._noted.pop(key, None)
+
+    @staticmethod
+    def _keys(handle: str, masks: NDArray[np.float32]) -> list[int]:
+        return [_key(handle, mask) for mask in masks.reshape(len(masks), -1)[:, ::_STRIDE]]
+
+
+def _key(handle: str, glimpse: NDArray[np.float32]) -> int:
+    return hash((handle, glimpse.tobytes()))
+
+
 def find_call(family: Family, handle: str) -> Call:
     """Ask whether the server has an image."""
     inputs = {"image_handle": _text(handle.encode())}
@@ -121,8 +179,13 @@ def click_call(
     prompt: Prompt,
     priority: Priority,
     again: bool = False,
+    mask_names: Sequence[str] | None = None,
 ) -> Call:
-    """Ask for the masks of B prompts; ``again``: send the image too, which the server forgot."""
+    """Ask for the masks of B prompts; ``again``: send the image too, which the server forgot.
+
+    ``mask_names``: sent in place of the prompt's masks.
+    """
+    outputs: tuple[str, ...] = _MASK_OUTPUTS
     inputs: dict[str, NDArray[np.generic]] = {"image_handle": _text(embedding.digest.encode())}
     if again:
         inputs = _image_inputs(embedding.content, embedding.tenant_key)
@@ -130,19 +193,27 @@ def click_call(
         inputs |= {"point_coords": prompt.points, "point_labels": prompt.labels}
     if prompt.boxes is not None:
         inputs["boxes"] = prompt.boxes
-    if prompt.mask is not None:
+    if mask_names is not None:
+        inputs["mask_id"] = np.array([name.encode() for name in mask_names], np.object_)
+        outputs = (*outputs, "mask_found")
+    elif prompt.mask is not None:
         inputs["mask_input"] = prompt.mask
     if prompt.multimask:
         inputs["multimask_output"] = np.ones(1, np.bool_)
     if priority is not Priority.CLICK:
         inputs["priority"] = np.array([priority], np.int32)
-    return Call(predictor_model(family).name, inputs, _MASK_OUTPUTS)
+    return Call(predictor_model(family).name, inputs, outputs)
 
 
-def read_click(family: Family, prompt: Prompt, arrays: Arrays) -> Prediction | None:
-    """The answer to :func:`click_call`; ``None`` when the server has forgotten the image."""
+Missing: TypeAlias = Literal["image", "mask"]
+
+
+def read_click(family: Family, prompt: Prompt, arrays: Arrays) -> Prediction | Missing:
+    """The answer to :func:`click_call`, or what the server has forgotten."""
     if not bool(arrays["found"][0]):
-        return None
+        return "image"
+    if "mask_found" in arrays and not bool(arrays["mask_found"][0]):
+        return "mask"
     logits = np.asarray(arrays["low_res_logits"], np.float32)
     scores = np.asarray(arrays["iou_predictions"], np.float32)
     count, side = len(prompt.points), family.prompts.mask_size

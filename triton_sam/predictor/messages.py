@@ -16,7 +16,7 @@ Arrays = dict[str, NDArray[Any]]
 
 Kind = Literal["invalid", "unknown", "busy", "late", "cancelled", "failed"]
 
-_PROMPTS = ("point_coords", "boxes", "mask_input")
+_PROMPTS = ("point_coords", "boxes", "mask_input", "mask_id")
 FULL_SIZE = frozenset({"masks_rle", "masks_bits"})
 
 
@@ -90,10 +90,24 @@ class Request:
             "multimask_output": bool(self._number("multimask_output", 0)),
         }
 
+    @property
+    def mask_names(self) -> list[str]:
+        """The names that stand for ``mask_input``; none where there is no ``mask_id``."""
+        given = self.inputs.get("mask_id")
+        if given is None:
+            return []
+        if "mask_input" in self.inputs:
+            raise InvalidInputError(
+                "A request has one mask prompt: mask_input or mask_id, not both."
+            )
+        if given.size == 0:
+            raise InvalidInputError("mask_id is empty; leave it out instead.")
+        return [bytes(name).decode(errors="replace") for name in given.reshape(-1)]
+
     def check_counts(self, max_prompts: int, max_points: int, max_clicks: int) -> None:
         """Raise :class:`InvalidInputError` for more prompts, points, or points of one prompt."""
         points, masks = self.inputs.get("point_coords"), self.inputs.get("mask_input")
-        boxes = self.inputs.get("boxes")
+        boxes, names = self.inputs.get("boxes"), self.inputs.get("mask_id")
         if points is not None and points.size // 2 > max_points:
             raise InvalidInputError(
                 f"point_coords has {points.size // 2} points; a request takes {max_points}."
@@ -102,16 +116,16 @@ class Request:
             raise InvalidInputError(
                 f"A prompt has {points.shape[-2]} points; one takes {max_clicks}."
             )
-        for array in (points, boxes, masks):
-            if array is not None and array.ndim > 2 - (array is boxes) and len(array) > max_prompts:
+        for array, axes in ((points, 3), (boxes, 2), (masks, 3), (names, 1)):
+            if array is not None and array.ndim >= axes and len(array) > max_prompts:
                 raise InvalidInputError(
                     f"The request has {len(array)} prompts; one takes {max_prompts}."
                 )
 
     @property
-    def at_full_size(self) -> bool:
-        """Whether masks at the image's own size are asked for, which take a while to make."""
-        return bool(self.outputs & FULL_SIZE)
+    def takes_long(self) -> bool:
+        """Whether something is asked for that takes a while to make from the logits."""
+        return bool(self.outputs & {*FULL_SIZE, "mask_ids"})
 
     def _number(self, name: str, default: int) -> int:
         given = self.inputs.get(name)

@@ -45,9 +45,11 @@ def empty_outputs(family: Family, outputs: frozenset[str], names: tuple[str, ...
         "low_res_bits": (0, 0, side * side // 8),
         "masks_bits": (0, 0, 0),
         "masks_rle": (0, 0),
+        "mask_ids": (0, 0),
         **dict.fromkeys(names, (0, 1)),
     }
-    types = {"low_res_bits": np.uint8, "masks_bits": np.uint8, "masks_rle": np.object_}
+    texts = {"masks_rle": np.object_, "mask_ids": np.object_}
+    types = {"low_res_bits": np.uint8, "masks_bits": np.uint8, **texts}
     return {
         name: np.zeros(shape, types.get(name, np.float32))
         for name, shape in shapes.items()

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ..errors import InferenceError, InvalidInputError
 from ..images import load_image, preprocess
+from ..masks import clamp
 from ..prompts import Prompt
 from ..protocol import (
     Call,
@@ -30,6 +31,7 @@ from ..protocol import (
 from ..specs import Family, Tensor
 from ..specs.predictor import further_outputs
 from .jobs import Job, Jobs, QueueFullError
+from .masks import MOST_MASKS, Masks
 from .messages import Arrays, PredictorError, Request, image_outputs
 from .results import empty_outputs, prediction_outputs
 from .settings import COUNTERS, Settings
@@ -118,6 +120,7 @@ class Predictor:
         self.family: Family = engine.family
         self._shared = shared
         self.store = Store(settings.store_bytes, settings.ttl_s)
+        self._masks = Masks(settings.mask_bytes)
         self._engine = engine
         self._settings = settings
         self._clicks = Jobs(settings.max_waiting, settings.gather)
@@ -129,6 +132,8 @@ class Predictor:
         self._counts = dict.fromkeys(("encodes", "decodes", "decoded_prompts", "dropped"), 0)
         # What comes before the encoder and after the decoder, and would hold others up there.
         self._naming = ThreadPoolExecutor(1, "name")
+        # Masks are named here in the order of their answers, and looked up after that.
+        self._recalling = ThreadPoolExecutor(1, "recall")
         self._finishing = ThreadPoolExecutor(2, "finish")
         self._looking = ThreadPoolExecutor(4, "look")
         self._embedding_bytes = sum(map(_bytes, engine.kept))
@@ -149,7 +154,7 @@ class Predictor:
 
     def counts(self) -> dict[str, int]:
         """The values of :data:`COUNTERS` and :data:`GAUGES`."""
-        stats = self.store.stats()
+        stats, masks = self.store.stats(), self._masks.stats()
         store = {
             f"store_{name}": getattr(stats, name)
             for name in ("hits", "misses", "evictions", "expired", "images")
@@ -158,12 +163,13 @@ class Predictor:
         if self._shared is not None:
             redis = self._shared.counts()
         waiting = len(self._clicks) + len(self._images)
+        store |= {"store_bytes": stats.nbytes, "mask_bytes": masks.nbytes}
+        store |= {"mask_hits": masks.hits, "mask_misses": masks.misses}
         with self._lock:
             return {
                 **store,
                 **redis,
                 **self._counts,
-                "store_bytes": stats.nbytes,
                 "waiting": waiting,
             }
 
@@ -175,9 +181,11 @@ class Predictor:
         for thread in self._encoders:
             thread.join()
         self._looking.shutdown()
+        self._recalling.submit(lambda: None).result()
         self._clicks.close()
         self._decoder.join()
         self._finishing.shutdown()
+        self._recalling.shutdown()
         if self._shared is not None:
             self._shared.close()
         self._engine.close()
@@ -310,9 +318,28 @@ class Predictor:
         if not arguments:
             request.reply(_wanted(image_outputs(True, ask.handle, size), request))
             return
+        if request.mask_names:
+            self._recalling.submit(_guarded, request.reply, partial(self._recall, ask, size))
+        else:
+            self._prompted(ask, size, arguments)
+
+    def _recall(self, ask: _Ask, size: tuple[int, int]) -> None:
+        """Go on with the masks that the request names."""
+        request = ask.request
+        masks = self._masks.find(request.mask_names)
+        if masks is not None:
+            self._prompted(ask, size, request.prompts | {"mask_input": masks})
+        elif "mask_found" in request.outputs:
+            self._answer_empty(ask, image_outputs(True, ask.handle, size), mask_found=False)
+        else:
+            raise PredictorError(
+                "unknown", "A mask of that mask_id is not here, or not any more; send mask_input."
+            )
+
+    def _prompted(self, ask: _Ask, size: tuple[int, int], arguments: dict[str, Any]) -> None:
         layout = self.family.prompts
         ask.prompt = Prompt.create(**arguments, original_size=size, layout=layout)
-        self._put(self._clicks, self._decode_job(ask, ask.prompt), request)
+        self._put(self._clicks, self._decode_job(ask, ask.prompt), ask.request)
 
     def _decode_job(self, ask: _Ask, prompt: Prompt) -> Job:
         request = ask.request
@@ -445,7 +472,7 @@ class Predictor:
     ) -> None:
         """Answer; masks at full size in a thread of their own, for they take a while."""
         finish = partial(self._finish, ask, prediction, further, size)
-        if ask.request.at_full_size:
+        if ask.request.takes_long:
             self._finishing.submit(finish)
         else:
             finish()
@@ -457,10 +484,19 @@ class Predictor:
 
         def answer() -> None:
             arrays = image_outputs(True, ask.handle, size) | further
+            arrays["mask_found"] = np.array([True])
             arrays |= prediction_outputs(self.family, prediction, size, request.outputs)
+            if "mask_ids" in request.outputs:
+                arrays["mask_ids"] = self._keep_masks(ask.handle, prediction.logits)
+            elif prediction.scores.size <= MOST_MASKS:
+                # In the queue before the answer is sent: who names one of these masks finds it.
+                self._recalling.submit(self._keep_masks, ask.handle, prediction.logits)
             request.reply(_wanted(arrays, request))
 
         _guarded(request.reply, answer)
+
+    def _keep_masks(self, handle: str, logits: NDArray[np.float32]) -> NDArray[np.object_]:
+        return self._masks.keep(handle, clamp(logits, self.family.prompts.mask_clip))
 
     def _answer_unknown(self, ask: _Ask) -> None:
         request = ask.request
@@ -471,9 +507,13 @@ class Predictor:
             )
             request.reply(error)
             return
-        arrays = image_outputs(False, ask.handle, (0, 0))
-        arrays |= empty_outputs(self.family, request.outputs, further_outputs(self.family))
-        request.reply(_wanted(arrays, request))
+        self._answer_empty(ask, image_outputs(False, ask.handle, (0, 0)), mask_found=False)
+
+    def _answer_empty(self, ask: _Ask, arrays: Arrays, mask_found: bool) -> None:
+        arrays["mask_found"] = np.array([mask_found])
+        outputs = ask.request.outputs
+        arrays |= empty_outputs(self.family, outputs, further_outputs(self.family))
+        ask.request.reply(_wanted(arrays, ask.request))
 
 
 def _started(name: str, jobs: Jobs, prepare: Callable[[], None]) -> threading.Thread:

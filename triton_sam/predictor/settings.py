@@ -20,11 +20,14 @@ COUNTERS = {
     "redis_misses": "Images that were looked for in Redis and not there, or damaged",
     "redis_stored": "Images that were written to Redis",
     "redis_failures": "Calls of Redis that failed or took too long",
+    "mask_hits": "Requests for masks by name that were all there",
+    "mask_misses": "Requests for masks by name of which one was not there",
     "dropped": "Requests that were cancelled or late before they were done",
 }
 GAUGES = {
     "store_images": "Images that are kept",
     "store_bytes": "Bytes of the images that are kept",
+    "mask_bytes": "Bytes of the masks that are kept",
     "waiting": "Requests that wait to be run",
 }
 
@@ -34,6 +37,7 @@ class Settings:
     """Limits of a predictor.
 
     ``store_bytes``: of all encoded images. ``ttl_s``: how long one is kept after its last use.
+    ``mask_bytes``: of the masks that were answered lately, a quarter of a megabyte each.
     ``max_pixels``: of an image. ``max_prompts``, ``max_points``: of a request. ``max_clicks``: of
     one prompt, whose memory grows with their square. ``max_waiting``: requests in each queue.
     ``gather``: prompts that are decoded together; on a processor one, where eight at once take
@@ -45,6 +49,7 @@ class Settings:
 
     store_bytes: int = 1 << 30
     ttl_s: float = 3600.0
+    mask_bytes: int = 64 << 20
     max_pixels: int = MAX_IMAGE_PIXELS
     max_prompts: int = 1024
     max_points: int = 4096

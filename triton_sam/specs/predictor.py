@@ -22,6 +22,8 @@ def predictor_model(family: Family) -> Model:
     ``point_coords``    BxNx2, with ``point_labels`` BxN: 1 foreground, 0 background, -1 padding
     ``boxes``           Bx4, (x1, y1, x2, y2)
     ``mask_input``      (B or 1, 1, h, w) logits, as ``low_res_logits`` returned them
+    ``mask_id``         (B or 1) in place of ``mask_input``: masks of this image that were answered
+                        before, as in ``mask_ids``
     ``multimask_output``  three masks for each prompt instead of one
     ``priority``        0 a click (default), 1 a hover, 2 a prefetch
     ``deadline_ms``     milliseconds after which the answer is of no use
@@ -31,12 +33,15 @@ def predictor_model(family: Family) -> Model:
     ``found``           whether the handle is known; if not the other outputs are empty. Who does
                         not ask for it gets an error instead
     ``handle``          of the image, 32 hex digits
+    ``mask_found``      whether every ``mask_id`` is known; if not, as with ``found``
     ``original_size``   (height, width)
     ``iou_predictions``  BxM, the IoU that the model expects
     ``low_res_logits``  BxMxhxw, not clamped
     ``low_res_bits``    BxMx(h·w/8): logits above 0, eight a byte, the first in the highest bit
     ``masks_rle``       BxM, COCO's compressed run lengths of the masks at the image's size
     ``masks_bits``      BxMx⌈H·W/8⌉: the same, eight a byte
+    ``mask_ids``        BxM, 32 hex digits: what :func:`~triton_sam.predictor.masks.mask_name` makes
+                        of the logits
     ``object_score_logits``  Bx1, where the family has it
     ==================  ========================================================================
     """
@@ -53,12 +58,14 @@ def predictor_model(family: Family) -> Model:
             Tensor("point_labels", (-1, -1), omittable=True),
             Tensor("boxes", (-1, 4), omittable=True),
             Tensor("mask_input", (-1, 1, side, side), omittable=True),
+            Tensor("mask_id", (-1,), "string", omittable=True),
             Tensor("multimask_output", (1,), "bool", omittable=True),
             Tensor("priority", (1,), "int32", omittable=True),
             Tensor("deadline_ms", (1,), "int32", omittable=True),
         ),
         outputs=(
             Tensor("found", (1,), "bool"),
+            Tensor("mask_found", (1,), "bool"),
             Tensor("handle", (1,), "string"),
             Tensor("original_size", (2,), "int32"),
             Tensor("iou_predictions", (-1, -1)),
@@ -66,6 +73,7 @@ def predictor_model(family: Family) -> Model:
             Tensor("low_res_bits", (-1, -1, side * side // 8), "uint8"),
             Tensor("masks_rle", (-1, -1), "string"),
             Tensor("masks_bits", (-1, -1, -1), "uint8"),
+            Tensor("mask_ids", (-1, -1), "string"),
             *scores,
         ),
         file="",
