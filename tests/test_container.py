@@ -126,6 +126,12 @@ class TestCompose:
         assert "--model-control-mode=explicit" in explicit
         assert "--disable-auto-complete-config" in explicit
 
+    def test_clients_share_memory_only_if_that_is_said(self) -> None:
+        assert "--allow-client-shm=false" in service()["command"]
+        assert service()["ipc"] == "private"
+        allowed = service(TRITON_SAM_CLIENT_SHM="true", TRITON_SAM_IPC="host")
+        assert "--allow-client-shm=true" in allowed["command"] and allowed["ipc"] == "host"
+
     def test_it_is_restarted_and_has_what_models_need(self) -> None:
         found = service()
         assert found["restart"] == "unless-stopped"
@@ -195,6 +201,11 @@ class TestCommand:
         assert first != second
         for flag in first:
             assert re.fullmatch(rf"\S+={','.join(ADMIN_APIS)}:{ADMIN_HEADER}=[0-9a-f]{{64}}", flag)
+
+    def test_shared_memory_takes_no_key_where_clients_may_use_it(self) -> None:
+        flags = [f for f in self.command("--allow-client-shm=true") if "restricted" in f]
+        assert len(flags) == 2
+        assert all("shared-memory" not in f and "model-repository,model-config" in f for f in flags)
 
     def test_none_serves_links_to_what_is_whole(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,6 +80,17 @@ def test_small_models_with_random_weights(
     # What differs between images is decided before the faces part.
     images = 3 if (protocol, face) == ("grpc", "sync") else 1
     _assert_parity(url, result.family, official, face=face, images=images, embedding=embedding)
+
+
+def test_shared_memory(served: tuple[Exported, Remembering, EmbeddedServer]) -> None:
+    result, official, server = served
+    ways = [("sync", server.url)]
+    if result.family is SPEC:  # what differs between the ways does not differ between families
+        http = f"http://{server.http_url}"
+        ways += [("async", server.url), ("sync", http), ("async", http)]
+    for face, url in ways:
+        options: dict[str, Any] = {"face": face, "embedding": "shared-memory", "images": 1}
+        _assert_parity(url, result.family, official, **options)
 
 
 @pytest.mark.parametrize("face", FACES)

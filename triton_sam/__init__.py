@@ -42,6 +42,7 @@ from .errors import (
     ServerError,
     ServerTimeoutError,
     ServerUnavailableError,
+    SharedMemoryError,
     SmokeError,
     UnsupportedPlatformError,
 )
@@ -93,6 +94,7 @@ __all__ = [
     "ServerTimeoutError",
     "ServerUnavailableError",
     "SessionStatus",
+    "SharedMemoryError",
     "SmokeError",
     "SpeculativeSAM2Client",
     "TransportOptions",

@@ -128,6 +128,7 @@ class AsyncSAM2TritonClient:
     async def close(self) -> None:
         """Give the connections and the image back; calls under way end with an error."""
         if self._core.close():
+            await run_async(self._core.take_back(), self._transport)
             await self._transport.close()
 
     async def __aenter__(self) -> Self:

@@ -34,12 +34,13 @@ class SAM2TritonClient:
     and retries, :class:`TransportOptions`. ``embedding``: where encoded images are kept. With
     ``server`` the image's own file is sent, a click sends a handle and its points, and the server
     is sent the image again when it has forgotten it; ``client`` brings the embedding here and
-    sends it with every click; ``auto`` is the server where it has the family's predictor and
-    no ``cache`` is given. ``tenant_key``: a secret without which nobody finds these images on the
-    server, not even with the same image. ``cache``: where embeddings are looked up and kept,
-    :class:`~triton_sam.cache.EmbeddingCache`; it may be shared between clients and is not closed
-    with them. ``transport``: another way to the server, in place of
-    ``url``, ``timeout_s`` and ``options``.
+    sends it with every click; ``shared-memory`` has the pair put it into memory that this client
+    and a server on the same machine share; ``auto`` is the server where it has the family's
+    predictor and no ``cache`` is given. ``tenant_key``: a secret without which nobody finds these
+    images on the server, not even with the same image. ``cache``: where embeddings are looked up
+    and kept, :class:`~triton_sam.cache.EmbeddingCache`; it may be shared between clients and is not
+    closed with them. ``transport``: another way to the server, in place of ``url``, ``timeout_s``
+    and ``options``.
 
     Nothing is sent before the first call. One client may be used by several threads; they share
     its image. Raises :class:`InvalidInputError` for arguments that cannot be used, and
@@ -161,6 +162,7 @@ class SAM2TritonClient:
     def close(self) -> None:
         """Give the connections and the image back. Closing again does nothing."""
         if self._core.close():
+            run(self._core.take_back(), self._transport)
             self._transport.close()
 
     def __enter__(self) -> Self:

@@ -7,9 +7,9 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,8 @@ from .errors import (
     PromptError,
     ServerError,
     ServerTimeoutError,
+    ServerUnavailableError,
+    SharedMemoryError,
 )
 from .fingerprint import probe_calls, read_fingerprint
 from .flow import Deadline, Exchange, Flow, Pause, Shared, Work
@@ -56,9 +58,12 @@ from .server_embedding import (
     read_found,
     send_call,
 )
+from .shared_embedding import Regions, SharedEmbedding, make_region
+from .shared_memory import PREFIX, Region, is_left, remove_dead
 from .specs import Family, family
 from .specs.predictor import predictor_model
 from .transport.options import TransportOptions, check_timeout
+from .transport.requests import ListRegions, Memory, Register, Unregister
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -68,13 +73,14 @@ logger = logging.getLogger(__name__)
 DEFAULT_URL = "localhost:8000"
 _POLL_S = 0.2
 _SHORTEST_S = 0.001
+_TAKE_BACK_S = 2.0
 # A model may be swapped while it serves, without a failed call that would tell us.
 _VERSION_AGE_S = 10.0
 
 MakePrompt = Callable[..., Prompt]
 """``Prompt.create`` with everything but the image's size and the layout."""
 
-Where = Literal["auto", "server", "client"]
+Where = Literal["auto", "server", "client", "shared-memory"]
 """Where embeddings are kept."""
 
 Masks = tuple[NDArray[np.float32], NDArray[np.float32]]
@@ -129,10 +135,10 @@ class ClientCore:
             raise InvalidInputError(
                 f"embedding is one of {', '.join(map(repr, get_args(Where)))}; got {where!r}."
             )
-        if where == "server" and cache is not None:
+        if where in ("server", "shared-memory") and cache is not None:
             raise InvalidInputError(
-                "A cache keeps embeddings that the client has; embedding='server' leaves them on "
-                "the server. Give one of the two."
+                f"A cache keeps embeddings that the client has; embedding={where!r} leaves them "
+                "with the server. Give one of the two."
             )
         # Whoever brings a cache wants the embeddings here.
         self._where: Where = "client" if cache is not None else where
@@ -146,6 +152,7 @@ class ClientCore:
         self._uncached = EmbeddingCache()
         self._cache = cache or self._uncached
         self._masks = NotedMasks(self.family)
+        self._regions = Regions()
         self._served: dict[str, Served] = {}
         self._fingerprint: str | None = None
         self._fingerprint_end = 0.0  # on the monotonic clock: then it is asked for again
@@ -158,6 +165,7 @@ class ClientCore:
         """Whether it was open until now."""
         was_open, self.closed = not self.closed, True
         self._image = None
+        self._regions.release_all()
         return was_open
 
     def current(self) -> Embedding:
@@ -182,6 +190,7 @@ class ClientCore:
         # Of several at once the one that was asked for last stays, however long each takes.
         if ticket > self._current_ticket and not self.closed:
             self._image, self._current_ticket = (embedding, shown), ticket
+        yield from self.take_back()
 
     def predict(
         self, make_prompt: MakePrompt, embedding: Embedding | None, timeout_s: float | None
@@ -212,7 +221,7 @@ class ClientCore:
             served = yield from self._what_is_served(self.family.decoder.name, deadline)
             answers = []
             for call in decode_calls(self.family, embedding, prompt, served):
-                answers.append((yield from self._infer(call, deadline)))
+                answers.append((yield from self._infer_about(embedding, call, deadline)))
             prediction = read_prediction(self.family, answers, prompt, served)
         return Decoded(
             prediction,
@@ -319,8 +328,81 @@ class ClientCore:
         pixels = yield Work(partial(preprocess, picture, self.family.image))
         served = yield from self._what_is_served(self.family.encoder.name, deadline)
         call = encode_call(self.family, pixels, served)
+        size = picture.height, picture.width
+        if self._where == "shared-memory":
+            return (yield from self._encode_shared(call, size, key, deadline))
         arrays = yield from self._infer(call, deadline)
-        return read_embedding(self.family, call, arrays, (picture.height, picture.width), key)
+        return read_embedding(self.family, call, arrays, size, key)
+
+    def _encode_shared(
+        self, call: Call, size: tuple[int, int], key: EmbeddingKey, deadline: Deadline
+    ) -> Flow[Embedding]:
+        """Have the encoder write into memory that the decoder will read."""
+        region, places = yield Work(partial(make_region, self.family, call.outputs))
+        self._regions.lend(region)
+        try:
+            yield from self._lend(region, deadline)
+            yield from self._infer_shared(region, replace(call, outputs_at=places), deadline)
+        except BaseException:
+            self._regions.release(region)
+            raise
+        tensors = {name: region.array(place) for name, place in places.items()}
+        embedding = SharedEmbedding(tensors, size, **asdict(key), places=places, region=region)
+        self._regions.end_with(embedding, region)
+        return embedding
+
+    def _infer_about(self, embedding: Embedding, call: Call, deadline: Deadline) -> Flow[Arrays]:
+        """Run the decoder, with the embedding where the server can best have it."""
+        if isinstance(embedding, SharedEmbedding) and embedding.region in self._regions:
+            placed = embedding.placed(call)
+            return (yield from self._infer_shared(embedding.region, placed, deadline))
+        return (yield from self._infer(call, deadline))
+
+    def _infer_shared(self, region: Region, call: Call, deadline: Deadline) -> Flow[Arrays]:
+        """:meth:`_infer` with memory of which a server that was restarted is told again."""
+        try:
+            return (yield from self._infer(call, deadline))
+        except InferenceError:
+            if region.name in (yield from self._manage(ListRegions(), deadline)):
+                raise
+        yield from self._lend(region, deadline)
+        return (yield from self._infer(call, deadline))
+
+    def _lend(self, region: Region, deadline: Deadline) -> Flow[None]:
+        """Tell the server of a region, and have it forget those that are left of others."""
+        yield from self._manage(Register(region.name, region.nbytes), deadline)
+        # Not before: now it is known that the server sees the same regions.
+        yield Work(remove_dead)
+        for name in (yield from self._manage(ListRegions(), deadline)):
+            if name.startswith(PREFIX) and not is_left(name):
+                self._regions.forget(name)
+        yield from self.take_back()
+
+    def _manage(self, request: Memory, deadline: Deadline) -> Flow[Any]:
+        left = _left(deadline)
+        try:
+            return (yield Exchange(partial(_memory, request, left)))
+        except (InferenceError, ServerUnavailableError) as exc:
+            # Over gRPC an endpoint that takes a key says that it is unavailable.
+            if isinstance(exc, ServerUnavailableError) and "restricted" not in str(exc):
+                raise
+            raise SharedMemoryError(
+                f"The server takes no shared memory of this program ({exc}). "
+                "embedding='shared-memory' needs a server on this machine that allows it and runs "
+                "as the same user, in a container with the host's IPC namespace (docs/deploy.md); "
+                "embedding='auto' works everywhere."
+            ) from exc
+
+    def take_back(self) -> Flow[None]:
+        """Have the server forget the memory that is not used any more.
+
+        What it is still at work on, after a call that was given up, is left to the next client.
+        """
+        while (name := self._regions.take_released()) is not None:
+            try:
+                yield Exchange(partial(_memory, Unregister(name), _TAKE_BACK_S))
+            except ServerError as exc:
+                logger.debug("%s is left with the server: %s", name, exc)
 
     def _model_version(self, deadline: Deadline) -> Flow[str | None]:
         """What tells the served models from others; ``None`` where it has to be known and isn't."""
@@ -369,7 +451,7 @@ class ClientCore:
         try:
             yield Exchange(lambda transport: transport.check_ready(pair, timeout_s))
         except ModelNotReadyError as exc:
-            if self._where == "client":
+            if self._where != "auto":
                 raise
             try:  # a server may have the predictor alone
                 yield Exchange(lambda transport: transport.check_ready(predictor, timeout_s))
@@ -400,6 +482,15 @@ class ClientCore:
     def _refuse_closed(self) -> None:
         if self.closed:
             raise ClientClosedError("This client is closed; make a new one.")
+
+
+def _memory(request: Memory, timeout_s: float | None, transport: Any) -> Any:
+    if not hasattr(transport, "memory"):
+        raise SharedMemoryError(
+            f"embedding='shared-memory' needs a transport with a method memory; "
+            f"{type(transport).__name__} has none."
+        )
+    return transport.memory(request, timeout_s)
 
 
 def _deadline(timeout_s: float | None) -> Deadline:

@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from .core import ClientCore, Decoded, MakePrompt
 from .embedding import Embedding
@@ -15,6 +15,7 @@ from .predictor.jobs import Priority
 from .protocol import Arrays, Call, Served
 from .sessions import Session, SessionRequest, SessionStatus
 from .transport import AsyncTransport
+from .transport.requests import Memory
 
 T = TypeVar("T")
 
@@ -117,6 +118,10 @@ class _NotingTransport:
 
     async def check_ready(self, models: Sequence[str], timeout_s: float | None = None) -> None:
         await self._transport.check_ready(models, timeout_s)
+
+    async def memory(self, request: Memory, timeout_s: float | None = None) -> Any:
+        transport: Any = self._transport  # not every transport has it
+        return await transport.memory(request, timeout_s)
 
     async def close(self) -> None:
         await self._transport.close()

@@ -13,6 +13,7 @@ SamError
 │   ├── ServerTimeoutError (TimeoutError)          no answer in time
 │   ├── ModelNotReadyError              the server runs, the model does not
 │   ├── InferenceError                  the server answered with an error
+│   ├── SharedMemoryError               no memory that the server can open too
 │   └── AdminError                      loading a model anew was refused, or the key is wrong
 ├── DownloadError                       a file could not be fetched; run again to go on
 │   ├── OfflineError                    files are missing and nothing may be downloaded
@@ -94,6 +95,10 @@ class InferenceError(ServerError):
         super().__init__(message)
         self.reason = reason or message
         self.is_invalid = is_invalid
+
+
+class SharedMemoryError(ServerError):
+    """The client has no memory that the server can open, or the server does not take it."""
 
 
 class AdminError(ServerError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +14,7 @@ from .embedding import EmbeddingKey
 from .errors import InferenceError, PromptError
 from .images import to_encoder_frame
 from .prompts import Prompt
+from .shared_memory import Place
 from .specs import Family, Model, PromptLayout, Tensor
 
 Arrays = Mapping[str, NDArray[np.generic]]
@@ -21,11 +22,17 @@ Arrays = Mapping[str, NDArray[np.generic]]
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """One inference: the model, its inputs by name and the outputs to send back."""
+    """One inference: the model, its inputs by name and the outputs to make.
+
+    ``inputs_at``: further inputs, which lie in memory that the server shares. ``outputs_at``: where
+    it is to put outputs there, which are not sent back then.
+    """
 
     model: str
     inputs: Arrays
     outputs: tuple[str, ...]
+    inputs_at: Mapping[str, Place] = field(default_factory=dict)
+    outputs_at: Mapping[str, Place] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

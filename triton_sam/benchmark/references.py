@@ -180,7 +180,7 @@ def open_references(
 
     One for which there is too little memory is left out: the system would end this program, or
     the server. ``names``: of :data:`NAMES`; ``inline`` is the pair with inline embeddings, where
-    the subject leaves them on the server, and ``protocol`` the subject over another protocol.
+    the subject leaves them there, and ``protocol`` the subject over another protocol.
     ``url`` and ``other_urls``: the address that is measured, and others of the same server.
     ``root``: the repository with the models that the server has.
     """
@@ -190,7 +190,7 @@ def open_references(
         "pytorch": [lambda: pytorch(root, which, checkpoint)],
         "inline": [
             lambda: served(url, inline, watch, "reference")
-            for _ in range(which.embedding == "server")
+            for _ in range(which.embedding != "client")
         ],
         "protocol": [lambda u=u: served(u, which, watch, "reference") for u in other_urls],
     }

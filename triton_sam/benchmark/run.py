@@ -65,12 +65,12 @@ class Run:
 
         With a slow encoder every other encode would take time that nobody measures.
         """
-        able = [subject for subject in self.low_resolution if not subject.on_server]
+        able = [subject for subject in self.low_resolution if not subject.keeps_embeddings]
         return able[0].client.encode(self.workload.source().file(0))
 
     def embedding_of(self, subject: Subject, number: int = 0) -> Embedding:
-        """As :attr:`embedding`, for one subject; on a server a photo of its own each ``number``."""
-        if subject.on_server:
+        """As :attr:`embedding`, for one subject; of one that keeps them a photo each ``number``."""
+        if subject.keeps_embeddings:
             return subject.client.encode(self.workload.source().file(number))
         return self.embedding
 

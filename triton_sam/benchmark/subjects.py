@@ -59,9 +59,9 @@ class Subject:
         return self.segmenter
 
     @property
-    def on_server(self) -> bool:
-        """Whether the embeddings that it uses lie on the server."""
-        return self.which is not None and self.which.embedding == "server"
+    def keeps_embeddings(self) -> bool:
+        """Whether its embeddings lie where its own client alone can use them."""
+        return self.which is not None and self.which.embedding != "client"
 
     @property
     def in_process(self) -> bool:
@@ -135,8 +135,8 @@ def served(
 def served_name(url: str, which: Which) -> str:
     """How the client on ``url`` is called in tables: by protocol and way of the embedding."""
     protocol = "gRPC" if Endpoint.parse(url).grpc else "HTTP"
-    where = "on the server" if which.embedding == "server" else "inline"
-    return f"client, {protocol}, embedding {where}"
+    places = {"server": "on the server", "shared-memory": "in shared memory"}
+    return f"client, {protocol}, embedding {places.get(which.embedding, 'inline')}"
 
 
 def open_client(which: Which, transport: Transport) -> tuple[SAM2TritonClient, TimedTransport]:

@@ -91,7 +91,9 @@ def _clients(run: Run, subject: Subject, count: int, photos: int) -> Iterator[li
 
 
 def _copy(embedding: Embedding) -> Embedding:
-    """In memory of its own, as that of another image would be."""
+    """In memory of its own, as that of another image would be; others have theirs already."""
+    if type(embedding) is not Embedding:
+        return embedding
     tensors = {name: tensor.copy() for name, tensor in embedding.tensors.items()}
     return replace(embedding, tensors=tensors)
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..protocol import Arrays, Call, Served
 from ..transport import Transport
+from ..transport.requests import Memory
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,11 @@ class TimedTransport:
     def check_ready(self, models: Sequence[str], timeout_s: float | None = None) -> None:
         """As the transport beneath."""
         self._inner.check_ready(models, timeout_s)
+
+    def memory(self, request: Memory, timeout_s: float | None = None) -> Any:
+        """As the transport beneath."""
+        inner: Any = self._inner  # not every transport has it
+        return inner.memory(request, timeout_s)
 
     def close(self) -> None:
         """As the transport beneath."""

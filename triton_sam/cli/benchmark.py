@@ -7,8 +7,9 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
+from ..core import Where
 from ..errors import InvalidInputError, MissingExtraError
 from ..files import write_atomically
 from ..specs import FAMILIES
@@ -72,7 +73,7 @@ def _add_measurement(commands: Commands, name: str, help_line: str) -> None:
     where.add_argument("--variant", help="one that is served beside the family's default")
     where.add_argument(
         "--embedding",
-        choices=("auto", "server", "client"),
+        choices=get_args(Where),
         default="auto",
         help="where embeddings are kept (default: on the server where it has the predictor)",
     )

@@ -5,7 +5,8 @@ server completes its own, and this process becomes tritonserver:
 
 * Models whose files are missing are left out. A repository usually holds the configuration of
   more models than were exported, and Triton does not start when one cannot be loaded.
-* The administrative endpoints take a key. Without one nobody knows it.
+* The administrative endpoints take a key. Without one nobody knows it. Shared memory is among them
+  unless clients are allowed to use it.
 * In explicit mode the repository itself is served, so that models can be loaded that were put
   there later; otherwise a folder with links to those that are served.
 
@@ -36,6 +37,7 @@ _REPOSITORY = "--model-repository="
 # Where the image has the whole package; beside the part that this module is of.
 _PACKAGE = Path(__file__).parent.parent.parent / "package"
 _MODE = "--model-control-mode="
+_CLIENT_SHM = "--allow-client-shm=true"
 _COUNT = re.compile(r"\bcount\s*:\s*(\d+)")
 
 
@@ -73,7 +75,7 @@ def server_command(arguments: Sequence[str], variables: Mapping[str, str]) -> li
         "tritonserver",
         _REPOSITORY + str(models.root if mode == "explicit" else _links(models)),
         *control_flags(mode, models.names),
-        *restriction_flags(key or secrets.token_hex(32)),
+        *restriction_flags(key or secrets.token_hex(32), _CLIENT_SHM in arguments),
         *others,
     ]
 

@@ -89,7 +89,11 @@ def control_flags(mode: str, models: Sequence[str]) -> list[str]:
     return flags
 
 
-def restriction_flags(key: str) -> list[str]:
-    """Triton's flags that refuse :data:`ADMIN_APIS` to whoever does not send ``key``."""
-    restriction = f"{','.join(ADMIN_APIS)}:{ADMIN_HEADER}={key}"
+def restriction_flags(key: str, client_shm: bool = False) -> list[str]:
+    """Triton's flags that refuse :data:`ADMIN_APIS` to whoever does not send ``key``.
+
+    ``client_shm``: without that of shared memory, which is for clients then.
+    """
+    apis = [api for api in ADMIN_APIS if not (client_shm and api == "shared-memory")]
+    restriction = f"{','.join(apis)}:{ADMIN_HEADER}={key}"
     return [f"--http-restricted-api={restriction}", f"--grpc-restricted-protocol={restriction}"]

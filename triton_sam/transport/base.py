@@ -16,13 +16,16 @@ from ..protocol import Arrays, Call, Served
 from .endpoint import Endpoint
 from .failures import foreign_errors, may_be_repeated
 from .options import TransportOptions
-from .requests import Describe, Infer, IsReady, ListReady, Request
+from .requests import Describe, Infer, IsReady, ListReady, Memory, Request
 
 logger = logging.getLogger(__name__)
 
 
 class Transport(Protocol):
-    """What a client needs of the way to a server. Safe to use from several threads."""
+    """What a client needs of the way to a server. Safe to use from several threads.
+
+    ``embedding="shared-memory"`` also needs :meth:`TritonTransport.memory`.
+    """
 
     def infer(self, call: Call, timeout_s: float | None = None) -> Arrays:
         """The requested outputs by name. Raises a :class:`ServerError`."""
@@ -70,6 +73,12 @@ class Exchanges:
 
     def served(self, model: str, timeout_s: float | None) -> Flow[Served]:
         return self._naming_models(timeout_s, partial(self._tried, Describe(model)))
+
+    def memory(self, request: Memory, timeout_s: float | None) -> Flow[Any]:
+        timeout_s = self.options.timeout_s if timeout_s is None else timeout_s
+        deadline = Deadline(timeout_s)
+        with foreign_errors(self.endpoint, timeout_s):
+            return (yield from self._asked(request, deadline))
 
     def check_ready(self, models: Sequence[str], timeout_s: float | None) -> Flow[None]:
         """One look at each model, without retries: who asks will ask again."""
@@ -149,6 +158,10 @@ class TritonTransport(ABC):
     def check_ready(self, models: Sequence[str], timeout_s: float | None = None) -> None:
         run(self._exchanges.check_ready(models, timeout_s), self._send)
 
+    def memory(self, request: Memory, timeout_s: float | None = None) -> Any:
+        """Lend the server memory, or take it back. Raises a :class:`ServerError`."""
+        return run(self._exchanges.memory(request, timeout_s), self._send)
+
     def close(self) -> None:
         self._exchanges.closed = True
         self._disconnect()
@@ -182,6 +195,10 @@ class AsyncTritonTransport(ABC):
 
     async def check_ready(self, models: Sequence[str], timeout_s: float | None = None) -> None:
         await run_async(self._exchanges.check_ready(models, timeout_s), self._sender())
+
+    async def memory(self, request: Memory, timeout_s: float | None = None) -> Any:
+        """As :meth:`TritonTransport.memory`."""
+        return await run_async(self._exchanges.memory(request, timeout_s), self._sender())
 
     async def close(self) -> None:
         self._exchanges.closed = True

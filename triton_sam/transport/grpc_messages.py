@@ -12,10 +12,20 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype, ser
 
 from ..errors import MissingExtraError
 from ..protocol import Call, Served
+from ..shared_memory import Place
 from .endpoint import Endpoint
 from .options import TransportOptions
-from .requests import Describe, Infer, IsReady, Request
-from .tensors import read_outputs
+from .requests import (
+    Describe,
+    Infer,
+    IsReady,
+    ListReady,
+    ListRegions,
+    Register,
+    Request,
+    Unregister,
+)
+from .tensors import datatype, read_outputs
 
 # Both message sizes: a SAM 3 embedding is 21 MB, gRPC's own limit 4 MB. No keepalive pings: Triton
 # ends connections that ping often. A restarted server is found again within a second.
@@ -87,9 +97,11 @@ def write(request: Request) -> Message:
     elif isinstance(request, IsReady):
         body = pb2.ModelReadyRequest(name=request.model)
         method, response = "ModelReady", pb2.ModelReadyResponse
-    else:
+    elif isinstance(request, ListReady):
         body = pb2.RepositoryIndexRequest()
         method, response = "RepositoryIndex", pb2.RepositoryIndexResponse
+    else:
+        return _memory(request)
     return Message(_SERVICE + method, body.SerializeToString(), response)
 
 
@@ -104,12 +116,31 @@ def read(request: Request, response: Any) -> Any:
         )
     if isinstance(request, IsReady):
         return bool(response.ready)
+    if isinstance(request, (Register, Unregister)):
+        return None
+    if isinstance(request, ListRegions):
+        return frozenset(response.regions)
     return [model.name for model in response.models if model.state == "READY"]
 
 
 def error(exc: Any) -> InferenceServerException:
     """A ``grpc.RpcError`` as tritonclient's error, which HTTP's are too."""
     return InferenceServerException(str(exc.details()), str(exc.code()))
+
+
+def _memory(request: Register | Unregister | ListRegions) -> Message:
+    pb2 = grpc_modules()[1].service_pb2
+    if isinstance(request, Register):
+        method, region = "Register", request.region
+        body = pb2.SystemSharedMemoryRegisterRequest(
+            name=region, key=f"/{region}", byte_size=request.nbytes
+        )
+    elif isinstance(request, Unregister):
+        method, body = "Unregister", pb2.SystemSharedMemoryUnregisterRequest(name=request.region)
+    else:
+        method, body = "Status", pb2.SystemSharedMemoryStatusRequest()
+    response = getattr(pb2, f"SystemSharedMemory{method}Response")
+    return Message(f"{_SERVICE}SystemSharedMemory{method}", body.SerializeToString(), response)
 
 
 def _infer(call: Call) -> bytes:
@@ -122,8 +153,13 @@ def _infer(call: Call) -> bytes:
     head = pb2.ModelInferRequest(model_name=call.model)
     for name, array in call.inputs.items():
         head.inputs.add(name=name, datatype=np_to_triton_dtype(array.dtype), shape=array.shape)
+    for name, place in call.inputs_at.items():
+        tensor = head.inputs.add(name=name, datatype=datatype(place), shape=place.shape)
+        _put(tensor, place)
     for name in call.outputs:
-        head.outputs.add(name=name)
+        output = head.outputs.add(name=name)
+        if name in call.outputs_at:
+            _put(output, call.outputs_at[name])
     number = head.DESCRIPTOR.fields_by_name["raw_input_contents"].number
     tag = _varint(number << 3 | _LENGTH_DELIMITED)
     parts = [head.SerializeToString()]
@@ -131,6 +167,12 @@ def _infer(call: Call) -> bytes:
         content = _content(array)
         parts += [tag, _varint(len(content)), content]
     return b"".join(parts)
+
+
+def _put(tensor: Any, place: Place) -> None:
+    tensor.parameters["shared_memory_region"].string_param = place.region
+    tensor.parameters["shared_memory_byte_size"].int64_param = place.nbytes
+    tensor.parameters["shared_memory_offset"].int64_param = place.offset
 
 
 def _content(array: NDArray[np.generic]) -> Any:

@@ -16,8 +16,17 @@ from tritonclient.utils import InferenceServerException
 
 from ..protocol import Arrays, Call, Served
 from .options import Compression, TransportOptions
-from .requests import Describe, Infer, IsReady, Request
-from .tensors import read_outputs, write_inputs
+from .requests import (
+    Describe,
+    Infer,
+    IsReady,
+    ListReady,
+    ListRegions,
+    Register,
+    Request,
+    Unregister,
+)
+from .tensors import read_outputs, write_inputs, write_outputs
 
 # The fastest: floats hardly shrink, however hard one tries.
 _LEVEL = 1
@@ -55,7 +64,15 @@ def write(request: Request, options: TransportOptions) -> Message:
         return Message("GET", f"models/{quote(request.model)}", headers)
     if isinstance(request, IsReady):
         return Message("GET", f"models/{quote(request.model)}/ready", headers)
-    return Message("POST", "repository/index", headers, b"{}")
+    if isinstance(request, ListReady):
+        return Message("POST", "repository/index", headers, b"{}")
+    if isinstance(request, ListRegions):
+        return Message("GET", "systemsharedmemory/status", headers)
+    region = f"systemsharedmemory/region/{quote(request.region)}"
+    if isinstance(request, Unregister):
+        return Message("POST", f"{region}/unregister", headers, b"")
+    content = {"key": f"/{request.region}", "offset": 0, "byte_size": request.nbytes}
+    return Message("POST", f"{region}/register", headers, json.dumps(content).encode())
 
 
 def read(request: Request, answer: Answer) -> Any:
@@ -67,19 +84,23 @@ def read(request: Request, answer: Answer) -> Any:
         raise _error(answer.status, body)
     if isinstance(request, Infer):
         return _outputs(request.call, body, answer.headers.get("Inference-Header-Content-Length"))
+    if isinstance(request, (Register, Unregister)):
+        return None
     content = json.loads(body)
     if isinstance(request, Describe):
         return Served(
             frozenset(tensor["name"] for tensor in content["inputs"]),
             frozenset(tensor["name"] for tensor in content["outputs"]),
         )
+    if isinstance(request, ListRegions):
+        return frozenset(region["name"] for region in content)
     return [model["name"] for model in content if model.get("state") == "READY"]
 
 
 def _infer_message(call: Call, headers: dict[str, str], compression: Compression) -> Message:
     body, json_size = triton_http.InferenceServerClient.generate_request_body(
         write_inputs(triton_http, call),
-        outputs=[triton_http.InferRequestedOutput(name) for name in call.outputs],
+        outputs=write_outputs(triton_http, call),
     )
     headers["Content-Type"] = "application/octet-stream"
     headers["Inference-Header-Content-Length"] = str(json_size)

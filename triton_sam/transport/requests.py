@@ -38,4 +38,25 @@ class ListReady:
     """Which models are ready? Answered with a list of their names."""
 
 
-Request: TypeAlias = "Infer | Describe | IsReady | ListReady"
+@dataclass(frozen=True)
+class Register:
+    """Use shared memory of this name and size. Answered with nothing."""
+
+    region: str
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Unregister:
+    """Forget a region of shared memory. Answered with nothing."""
+
+    region: str
+
+
+@dataclass(frozen=True)
+class ListRegions:
+    """Which regions are known? Answered with a frozenset of their names."""
+
+
+Memory: TypeAlias = "Register | Unregister | ListRegions"
+Request: TypeAlias = "Infer | Describe | IsReady | ListReady | Memory"
