@@ -117,7 +117,7 @@ def test_with_the_image_its_masks_are_sent_again() -> None:
         with SAM2TritonClient(transport=way) as client:
             client.set_image(photo())
             masks, _ = client.predict([[200, 100]], [1])
-            way.predictor = second  # the server was restarted
+            way.service = second  # the server was restarted
             client.predict([[30, 40]], [1], mask_input=masks)
             names = [sorted(call.inputs)[:2] for call in way.calls[-2:]]
     assert names == [["image_handle", "mask_id"], ["image", "mask_input"]]
