@@ -337,8 +337,13 @@ def test_two_servers_share_what_one_of_them_encodes(
                 np.broadcast_to(logits_of(image[0, 0]), (256, 256, 3)),
                 atol=1e-3,
             )
-            time.sleep(1.5)  # the page is up to a second behind
-            counts = read_metrics(triton.metrics_url)
+            # Written after the answer, and the page is up to a second behind.
+            end = time.monotonic() + 20
+            while time.monotonic() < end:
+                counts = read_metrics(triton.metrics_url)
+                if counts["redis_stored_total"] + counts["redis_hits_total"]:
+                    break
+                time.sleep(0.2)
             assert (counts["encodes_total"], counts["redis_hits_total"]) == (1 - turn, turn)
             assert counts["redis_stored_total"] == 1 - turn
 
