@@ -17,6 +17,8 @@ from demo_model.training import Stage, Trainer
 from torch import distributed
 from torch.multiprocessing.spawn import spawn
 
+from triton_sam.export.sam2 import read_state_dict
+
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "triton_sam" / "export" / "configs" / "sam2.1_demo.yaml"
 
@@ -42,6 +44,15 @@ a full training, as docs/demo-model.md describes it:
        triton-sam export sam2 --variant demo --default --checkpoint work/run/model.pt \\
            --output work/models
        python scripts/pack_demo_model.py --repository work/models
+
+to train the model that ships further, begin a run with its weights, on scenes drawn at the size
+that is served (4 MB each), and choose between checkpoints by scenes that no figure is of:
+       %(prog)s scenes work/large --shards 24 --count 50 --size 1024 --seed 2
+       %(prog)s train work/further --scenes work/large --start shipped --stage further \\
+           --size 1024 --steps 1000 --images 1 --prompts 8 --rate 3e-4 --last-rate 1e-5 \\
+           --boxes 0.5 --corrections 0.2 --seed-weight 0.5 --mean-decay 0.98 --bfloat16
+       %(prog)s evaluate work/further/model.pt --first 60 --held-out 25
+A step of the second command takes each of two cores 2.9 s in bfloat16, on a processor with amx.
 """
 
 
@@ -102,6 +113,12 @@ def add_train(commands: argparse._SubParsersAction) -> None:  # type: ignore[typ
     a.add_argument("--scenes", type=Path, required=True, help="folder drawn by `scenes`")
     a.add_argument("--config", type=Path, default=CONFIG, help="model configuration")
     a.add_argument(
+        "--start",
+        metavar="CHECKPOINT",
+        help="for a new run: weights to start from, a model.pt or `shipped` for the model that "
+        "comes with the package, instead of random ones",
+    )
+    a.add_argument(
         "--stage",
         required=True,
         help="name of the stage; repeating a name resumes "
@@ -159,6 +176,13 @@ def add_evaluate(commands: argparse._SubParsersAction) -> None:  # type: ignore[
     )
     a.add_argument("--config", type=Path, default=CONFIG, help="model configuration")
     a.add_argument("--held-out", type=int, default=50, help="scenes, up to 6 objects each")
+    a.add_argument(
+        "--first",
+        type=int,
+        default=0,
+        help="number of the first scene; to choose between checkpoints, take scenes beyond those "
+        "that the published figures are of, say 60",
+    )
     a.add_argument("--json", type=Path, help="where the figures go")
     a.add_argument(
         "--pictures",
@@ -199,6 +223,8 @@ def work(rank: int, args: argparse.Namespace, meeting: str = "") -> None:
     trainer = Trainer(model, scenes, args.folder, args.seed, rank, args.workers)
     if (args.folder / "last.pt").exists():
         trainer.resume(args.folder / "last.pt")
+    elif args.start:
+        trainer.start(read_start(args.start, args.config))
     trainer.run(
         Stage(
             name=args.stage,
@@ -218,6 +244,16 @@ def work(rank: int, args: argparse.Namespace, meeting: str = "") -> None:
     )
 
 
+def read_start(start: str, config: Path) -> dict[str, torch.Tensor]:
+    """The weights of a checkpoint, or of the demo model that ships."""
+    from demo_model.evaluate import shipped_checkpoint
+
+    if start != "shipped":
+        return read_state_dict(Path(start))
+    with tempfile.TemporaryDirectory() as folder:
+        return read_state_dict(shipped_checkpoint(config, Path(folder)))
+
+
 def evaluate(args: argparse.Namespace) -> None:
     """Print held-out figures and, if asked for, write them and the overlays."""
     from demo_model import evaluate as measure
@@ -228,7 +264,7 @@ def evaluate(args: argparse.Namespace) -> None:
         predictor = measure.load_predictor(args.config, checkpoint)
     if args.pictures:
         measure.write_pictures(predictor, args.pictures)
-    summary = measure.held_out(predictor, range(args.held_out)).summary()
+    summary = measure.held_out(predictor, range(args.first, args.first + args.held_out)).summary()
     for name, figures in summary.items():
         print(f"{name:36}", "  ".join(f"{k} {v}" for k, v in figures.items()))
     if args.json:

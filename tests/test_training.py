@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from demo_model import fastpath, network, sampling
+from demo_model import evaluate, fastpath, network, sampling
+from demo_model.scenes import make_scene
 
 from triton_sam.export import sam2
 from triton_sam.specs import FAMILIES
@@ -27,10 +29,10 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _train(folder: Path, scenes: Path, steps: int) -> dict[str, torch.Tensor]:
+def _train(folder: Path, scenes: Path, steps: int, *more: str) -> dict[str, torch.Tensor]:
     command = ["train", str(folder), "--scenes", str(scenes), "--stage", "s", "--size", "128"]
     command += ["--steps", str(steps), "--images", "2", "--prompts", "2", "--workers", "1"]
-    subprocess.run([*PROGRAM, *command], check=True)
+    subprocess.run([*PROGRAM, *command, *more], check=True)
     return sam2.read_state_dict(folder / "model.pt")
 
 
@@ -51,6 +53,41 @@ def test_a_second_run_goes_on(scenes: Path, tmp_path: Path) -> None:
     with (tmp_path / "curve.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert int(rows[-1]["step"]) == 3
+
+
+def test_a_run_starts_from_given_weights(scenes: Path, tmp_path: Path) -> None:
+    config = ROOT / "triton_sam/export/configs/sam2.1_demo.yaml"
+    shipped = sam2.read_state_dict(evaluate.shipped_checkpoint(config, tmp_path))
+    trained = [name for name in shipped if name.startswith(network.IMAGE_PATH)]
+    still = ("--rate", "0", "--last-rate", "0")
+    taken = _train(tmp_path / "taken", scenes, 1, "--start", "shipped", *still)
+    assert all(torch.equal(taken[name], shipped[name]) for name in trained)
+    again = _train(tmp_path / "again", scenes, 1, "--start", str(tmp_path / "taken/model.pt"))
+    name = "sam_mask_decoder.mask_tokens.weight"
+    assert 0 < (again[name] - shipped[name]).abs().max() < 0.01
+
+
+class _Everything:
+    """A predictor for which every pixel belongs to the object."""
+
+    def set_image(self, image: Any) -> None:
+        self.shape = image.shape[:2]
+
+    def predict(self, *_: Any, **__: Any) -> tuple[Any, Any, Any]:
+        return np.ones((1, *self.shape)), np.ones(1), np.ones((1, 32, 32))
+
+
+def test_held_out_figures_are_of_the_scenes_asked_for() -> None:
+    figures = evaluate.held_out(_Everything(), range(60, 62), size=128)
+    shares = []
+    for index in (60, 61):
+        rng = np.random.default_rng([evaluate.HELD_OUT_SEED, index])
+        labels = make_scene(rng, 128).labels
+        objects = rng.permutation(sampling.visible_objects(labels))[:6]
+        shares += [float((labels == label).mean()) for label in objects]
+    assert len(shares) > 2
+    assert figures.values["one click"] == pytest.approx(shares)
+    assert figures.values["box"] == pytest.approx(shares)
 
 
 @pytest.mark.parametrize("with_mask", [False, True])

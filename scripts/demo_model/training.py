@@ -107,6 +107,11 @@ class Trainer:
         self.mean = state["mean"]
         self.step, self.stage_name, self.stage_step, self.seconds = state["counters"]
 
+    def start(self, weights: dict[str, Tensor]) -> None:
+        """Begin with the weights of a trained model instead of initial values."""
+        self.model.load_state_dict(weights)
+        self.mean = {name: p.detach().clone() for name, p in self.parameters.items()}
+
     def update_mean(self, longest: float) -> None:
         """Move the running mean of the weights towards the present ones."""
         decay = min(longest, (1 + self.step) / (20 + self.step))
