@@ -52,7 +52,9 @@ that is served (4 MB each), and choose between checkpoints by scenes that no fig
            --size 1024 --steps 1000 --images 1 --prompts 8 --rate 3e-4 --last-rate 1e-5 \\
            --boxes 0.5 --corrections 0.2 --seed-weight 0.5 --mean-decay 0.98 --bfloat16
        %(prog)s evaluate work/further/model.pt --first 60 --held-out 25
-A step of the second command takes each of two cores 2.9 s in bfloat16, on a processor with amx.
+A step of the second command takes each of two cores about 2.9 s of processor time (bfloat16, amx).
+It has not been run to its end, so whether it gains anything is not known.  340 steps at 512 px from
+the same weights, the rate still high, made one click worse at 1024 px.
 """
 
 
