@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 from triton_sam.files import write_atomically
-from triton_sam.repository import MANIFEST_FILE, check, graph_files
-from triton_sam.specs import FAMILIES
+from triton_sam.repository import check, graph_files
+from triton_sam.specs import FAMILIES, MANIFEST_FILE
 
 _FAMILY = FAMILIES["sam2"]
 _ASSETS = Path(__file__).parent.parent / "triton_sam" / "assets"

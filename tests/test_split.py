@@ -76,7 +76,7 @@ def engines(each: Exported, tmp_path: Path) -> Iterator[tuple[Engine, Engine]]:
 
 
 def test_the_graphs_say_what_the_decoder_says(
-    each: Exported, engines: tuple[Engine, Engine], caplog: pytest.LogCaptureFixture
+    each: Exported, engines: tuple[Engine, Engine]
 ) -> None:
     ours, pair = engines
     assert "image_rows" in ours.decoder_served.inputs - pair.decoder_served.inputs
@@ -127,6 +127,27 @@ def test_the_exporter_held_them_against_the_official_predictor(each: Exported) -
     assert kinds == {(one.image, one.prompt) for one in each.differences}
     for one in compared:
         assert one["max_difference"] <= 1e-4 * one["max_logit"], one
+
+
+def test_graphs_of_another_decoder_are_not_run(
+    exported: Exported, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = Path(shutil.copytree(exported.repository, tmp_path / "models"))
+    decoder = root / "sam2_decoder" / "1" / "model.onnx"
+    proto = onnx.load(str(decoder))
+    proto.doc_string = "somebody's own"  # its weights now lie elsewhere in the file
+    onnx.save(proto, str(decoder))
+    asked = prompt("click", False, exported)
+    answers = []
+    for folder in (root, exported.repository):
+        engine = Engine(SPEC, folder, Device(), 2)
+        answers.append(decode(engine, encode(engine), asked))
+        engine.close()
+    (message,) = caplog.messages
+    assert "sam2_decoder runs without click.onnx" in message
+    assert "are not the files that were exported" in message
+    largest = float(np.abs(answers[1].logits).max())
+    assert np.abs(answers[0].logits - answers[1].logits).max() <= 1e-5 * largest
 
 
 def test_check_sees_a_graph_that_is_missing_or_another(exported: Exported, tmp_path: Path) -> None:

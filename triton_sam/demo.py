@@ -19,10 +19,10 @@ from .files import write_atomically
 from .images import load_image
 from .masks import Segmentation
 from .pictures import draw_prompts, write_png
-from .repository import MANIFEST_FILE, graph_files, write_configs
+from .repository import graph_files, write_configs
 from .server import EmbeddedServer
 from .server.install import default_home
-from .specs import FAMILIES, Model
+from .specs import FAMILIES, MANIFEST_FILE, Model
 
 _ASSETS = package_files("triton_sam") / "assets"
 _FAMILY = FAMILIES["sam2"]

@@ -27,14 +27,13 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import MissingExtraError, RepositoryError
 from .files import write_atomically
-from .specs import FAMILIES, Family, Model, Tensor
+from .specs import FAMILIES, MANIFEST_FILE, Family, Model, Tensor
 from .specs.predictor import predictor_model
 from .specs.split import split_decoder
 
 if TYPE_CHECKING:
     import onnx
 
-MANIFEST_FILE = "export.json"
 PAIR_FILE = "pair.json"
 
 HEADER = "# Rendered by `triton-sam configure` from triton_sam/specs: edit there.\n"

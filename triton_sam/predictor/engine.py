@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import threading
@@ -17,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..protocol import Call, Served
-from ..specs import Family, Model
-from ..specs.split import split_decoder
+from ..specs import MANIFEST_FILE, Family, Model
+from ..specs.split import Split, split_decoder
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +62,7 @@ class Engine:
         self.family = family
         self._device = device
         split = split_decoder(family)
-        self._split = split if _file(root, split.click).is_file() else None
+        self._split = split if _is_split(root, family.decoder, split) else None
         load = partial(_session, root, device, threads)
         # The session's own threads inherit the priority of the thread that makes it.
         with ThreadPoolExecutor(1, initializer=self.make_way) as background:
@@ -77,11 +79,6 @@ class Engine:
             outputs = frozenset(tensor.name for tensor in family.decoder.outputs)
             self.decoder_served = Served(frozenset(names), outputs)
         else:
-            logger.warning(
-                "%s has no click.onnx, so each click computes what could be kept; "
-                "export the model again.",
-                family.decoder.name,
-            )
             known = self.encoder_served.outputs
             self.kept = tuple(t for t in family.encoder.outputs if t.name in known)
             self.decoder_served = _served(self._decoder)
@@ -133,6 +130,31 @@ class Engine:
     def close(self) -> None:
         """Give the sessions back."""
         del self._encoder, self._prepare, self._mask, self._decoder
+
+
+def _is_split(root: Path, decoder: Model, split: Split) -> bool:
+    """Whether the graphs are there, and of the decoder that is there, whose weights they read."""
+    folder = _file(root, decoder).parent
+    try:
+        manifest = json.loads((folder / MANIFEST_FILE).read_text())
+        graphs = {name: known["sha256"] for name, known in manifest["graphs"].items()}
+        known = {decoder.file: manifest["sha256"], **graphs}
+        if all(_sha256(folder / name) == digest for name, digest in known.items()):
+            return {graph.file for graph in split.graphs} <= known.keys()
+        reason = "those beside it, or it, are not the files that were exported"
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        reason = "they are not beside it"
+    logger.warning(
+        "%s runs without click.onnx, prepare.onnx and mask.onnx: %s. Each click computes what "
+        "could be kept of the image; `triton-sam export` makes them.",
+        decoder.name,
+        reason,
+    )
+    return False
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _file(root: Path, model: Model) -> Path:

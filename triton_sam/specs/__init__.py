@@ -14,6 +14,7 @@ from .sam1 import SAM1
 from .sam2 import SAM2
 from .sam3 import SAM3
 from .types import (
+    MANIFEST_FILE,
     DType,
     Family,
     HubFiles,
@@ -27,6 +28,7 @@ from .types import (
 
 __all__ = [
     "FAMILIES",
+    "MANIFEST_FILE",
     "DType",
     "Family",
     "HubFiles",

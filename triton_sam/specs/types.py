@@ -12,6 +12,9 @@ from typing import Literal
 
 from ..errors import InvalidInputError
 
+MANIFEST_FILE = "export.json"
+"""Beside a model's file: where it came from, its hash, and those of the files that belong to it."""
+
 DType = Literal["float32", "int64", "int32", "uint8", "bool", "string"]
 Fit = Literal["stretch", "pad"]
 Resize = Literal["float", "pillow8", "torch8"]
