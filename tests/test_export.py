@@ -234,7 +234,11 @@ def test_weights_beside_the_graph_are_served(
         for model in inline.family.models:
             graph = root / model.name / "1" / model.file
             assert (graph.stat().st_size < 600_000) == (root == external)
-        with EmbeddedServer(root) as server, SAM2TritonClient(server.url, "sam1") as client:
+        with (
+            EmbeddedServer(root) as server,
+            # What the predictor runs is the pair's in one of them alone.
+            SAM2TritonClient(server.url, "sam1", embedding="client") as client,
+        ):
             client.set_image(photo)
             results.append(client.segment([[20, 20]], [1], box=[10, 10, 40, 40]))
     np.testing.assert_array_equal(results[0].logits, results[1].logits)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -357,12 +358,7 @@ def test_both_roads_in_turn_under_one_config(tmp_path: Path, official: Exported)
     folder.mkdir()
     fake_pair(folder)
     for model in SPEC.models:
-        target = root / model.name / "1" / model.file
-        target.parent.mkdir(parents=True)
-        target.write_bytes(official.file(model.name).read_bytes())
-        (target.parent / "export.json").write_bytes(
-            (official.file(model.name).parent / "export.json").read_bytes()
-        )
+        shutil.copytree(official.file(model.name).parent, root / model.name / "1")
     repository.write_configs(root, [SPEC])
     assert repository.check(root) == []
     ours = (root / "sam3_decoder/config.pbtxt").read_text()

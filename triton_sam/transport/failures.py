@@ -23,6 +23,8 @@ from .endpoint import Endpoint
 
 _UNAVAILABLE = ("StatusCode.UNAVAILABLE", "502", "503", "504")
 _UNLOADED = ("has no available versions", "is not at ready state")
+# What a client cancels raises no error of the server's: there it is the deadline, noticed first.
+_LATE = ("StatusCode.DEADLINE_EXCEEDED", "StatusCode.CANCELLED")
 _INVALID = ("StatusCode.INVALID_ARGUMENT", "400")
 # 502 and 504 are a proxy's: the server behind it may have begun.
 _NOT_BEGUN = ("StatusCode.UNAVAILABLE", "503")
@@ -77,7 +79,7 @@ def _translated_answer(
     exc: InferenceServerException, endpoint: Endpoint, timeout_s: float, model: str | None
 ) -> ServerError:
     status, message = str(exc.status()), str(exc.message())
-    if status == "StatusCode.DEADLINE_EXCEEDED":
+    if status in _LATE:
         return _timeout(endpoint, timeout_s)
     if _is_unknown_model(exc):
         return ModelNotReadyError(f"The server at {endpoint.address} does not serve {model!r}.")
