@@ -41,7 +41,7 @@ class Settings:
     ``max_pixels``: of an image. ``max_prompts``, ``max_points``: of a request. ``max_clicks``: of
     one prompt, whose memory grows with their square. ``max_waiting``: requests in each queue.
     ``gather``: prompts that are decoded together; on a processor one, where eight at once take
-    longer than one after the other (32 against 29 ms each, SAM 2.1, two cores). A request with more
+    longer than one after the other (22 against 19 ms each, SAM 2.1, two cores). A request with more
     of them gives way after each ``gather``; ``max_begun`` prompts are in such requests at a time,
     whose masks so far take memory. ``encoders``: images that are decoded from their files and
     resized at a time. ``redis_url``: of a server where predictors share images; empty: none.
