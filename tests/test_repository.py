@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from triton_sam import repository
 from triton_sam.errors import RepositoryError
+from triton_sam.files import sha256
 from triton_sam.specs import FAMILIES, Family, Model, Tensor
 
 COMMITTED = Path(__file__).parent.parent / "model_repository"
@@ -91,7 +92,7 @@ def test_install_leaves_only_the_model_and_its_manifest(root: Path) -> None:
     folder = root / SPEC.encoder.name / "1"
     assert sorted(path.name for path in folder.iterdir()) == ["export.json", "model.onnx"]
     manifest = json.loads((folder / "export.json").read_text())
-    assert manifest["sha256"] == repository.sha256(folder / "model.onnx")
+    assert manifest["sha256"] == sha256(folder / "model.onnx")
 
 
 def _swap_graph(change: Callable[[Model], Model]) -> Callable[[Path], None]:

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import MissingExtraError, RepositoryError
-from .files import write_atomically
+from .files import sha256, write_atomically
 from .specs import FAMILIES, MANIFEST_FILE, Family, Model, Tensor
 from .specs.predictor import predictor_model
 from .specs.split import split_decoder
@@ -258,15 +258,6 @@ def read_manifest(root: Path, model: str) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of the file at ``path``."""
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def check(root: Path, families: Iterable[Family] | None = None) -> list[Problem]:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as LateError
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ from .cache.redis import RedisTier
 from .cache.tiers import GuardedTier, Tier
 from .embedding import Embedding, EmbeddingKey
 from .errors import MissingExtraError
+from .files import sha256
 from .predictor.store import Encoded
-from .repository import graph_files, sha256
+from .repository import graph_files
 from .specs import Family
 
 # To be raised when what is kept of an image by the same pair changes.
@@ -139,17 +141,8 @@ class SharedStore:
 
     def _put(self, handle: str, encoded: Encoded) -> None:
         tensors = dict(_packed(name, value) for name, value in encoded.tensors.items())
-        key = self._key(handle)
-        self._tier.put(
-            Embedding(
-                tensors,
-                encoded.original_size,
-                key.digest,
-                key.family,
-                key.variant,
-                key.model_version,
-            )
-        )
+        key = asdict(self._key(handle))
+        self._tier.put(Embedding(tensors, encoded.original_size, **key))
 
     def _written(self, done: Future[None]) -> None:
         with self._lock:

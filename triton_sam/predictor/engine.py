@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..files import sha256
 from ..protocol import Call, Served
 from ..specs import MANIFEST_FILE, Family, Model
 from ..specs.split import Split, split_decoder
@@ -137,12 +137,12 @@ def _is_split(root: Path, decoder: Model, split: Split) -> bool:
     folder = _file(root, decoder).parent
     try:
         manifest = json.loads((folder / MANIFEST_FILE).read_text())
-        graphs = {name: known["sha256"] for name, known in manifest["graphs"].items()}
-        known = {decoder.file: manifest["sha256"], **graphs}
-        if all(_sha256(folder / name) == digest for name, digest in known.items()):
-            return {graph.file for graph in split.graphs} <= known.keys()
+        graphs = {graph.file: manifest["graphs"][graph.file]["sha256"] for graph in split.graphs}
+        exported = {decoder.file: manifest["sha256"], **graphs}
+        if all(sha256(folder / name) == digest for name, digest in exported.items()):
+            return True
         reason = "those beside it, or it, are not the files that were exported"
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (OSError, ValueError, LookupError, TypeError):
         reason = "they are not beside it"
     logger.warning(
         "%s runs without click.onnx, prepare.onnx and mask.onnx: %s. Each click computes what "
@@ -151,10 +151,6 @@ def _is_split(root: Path, decoder: Model, split: Split) -> bool:
         reason,
     )
     return False
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _file(root: Path, model: Model) -> Path:
