@@ -25,8 +25,8 @@ from measure_exports import make_apart
 
 from triton_sam.benchmark.document import render
 from triton_sam.benchmark.record import read_record
+from triton_sam.benchmark.stand_in import has_pair
 from triton_sam.files import write_atomically
-from triton_sam.repository import read_manifest
 from triton_sam.specs import FAMILIES
 
 _DOCS = Path(__file__).parent.parent / "docs"
@@ -86,9 +86,8 @@ def _folder(key: str, models: Path) -> Path:
 
 
 def _is_prepared(key: str, folder: Path) -> bool:
-    models = FAMILIES[key.partition(":")[0]].models
-    root = folder / "model_repository"
-    return key == _DEMO or all(read_manifest(root, model.name) for model in models)
+    spec = FAMILIES[key.partition(":")[0]]
+    return key == _DEMO or has_pair(folder / "model_repository", spec)
 
 
 def _prepare(key: str, models: Path, checkpoints: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import weakref
 from collections import deque
 from collections.abc import Mapping
@@ -12,8 +11,6 @@ from .embedding import Embedding
 from .protocol import Call
 from .shared_memory import Place, Region
 from .specs import Family
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
