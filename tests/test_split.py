@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Iterator
@@ -11,11 +12,15 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from conftest import SPEC, Exported
 from fakes import photo
 from test_repository import fake_model, install, problems
 
 from triton_sam import repository
+from triton_sam.errors import ExportError
+from triton_sam.export import pipeline
+from triton_sam.export.split import trace_split
 from triton_sam.graphs import external_tensors, read_graph
 from triton_sam.images import load_image, preprocess
 from triton_sam.predictor.engine import Device, Engine
@@ -127,6 +132,24 @@ def test_the_exporter_held_them_against_the_official_predictor(each: Exported) -
     assert kinds == {(one.image, one.prompt) for one in each.differences}
     for one in compared:
         assert one["max_difference"] <= 1e-4 * one["max_logit"], one
+    # Their sums have another order: the same figures would be the pair's decoder's.
+    assert compared != each.manifest(each.family.decoder.name)["parity"]
+
+
+def test_graphs_that_answer_otherwise_are_not_installed(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trace_another(whole: torch.nn.Module, *rest: Any) -> list[Path]:
+        other = copy.deepcopy(whole)
+        with torch.no_grad():
+            for parameter in other.parameters():
+                parameter.mul_(1.01)
+        return trace_split(other, *rest)
+
+    monkeypatch.setattr(pipeline, "trace_split", trace_another)
+    with pytest.raises(ExportError, match=r"differs .* nothing was installed"):
+        pipeline.export(SPEC, "demo", exported.checkpoint, tmp_path / "repository")
+    assert list((tmp_path / "repository").iterdir()) == []
 
 
 def test_graphs_of_another_decoder_are_not_run(

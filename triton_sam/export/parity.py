@@ -103,6 +103,7 @@ class OnnxRuntimeTransport:
     def __init__(self, files: Mapping[str, Path]) -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        options.enable_mem_pattern = False  # as the predictor's
         self._sessions = {
             name: onnxruntime.InferenceSession(
                 str(path), options, providers=["CPUExecutionProvider"]
@@ -225,8 +226,12 @@ def compare_served(
     images: Images | None = None,
     tie: float = 0.0,
 ) -> list[Difference]:
-    """As :func:`compare`, for what a server's predictor makes of the repository ``root``."""
-    service = Service(Engine(family, root, Device(), default_threads()), Settings())
+    """As :func:`compare`, for what a predictor makes of the decoder's graphs in ``root``.
+
+    ``root`` is laid out as a repository, but needs no manifests.
+    """
+    engine = Engine(family, root, Device(), default_threads(), proven=True)
+    service = Service(engine, Settings())
     return _compare(family, predictor, PredictorTransport(service), images, tie)
 
 
