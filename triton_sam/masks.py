@@ -89,7 +89,8 @@ def _resized_blocks(
     """The resized hxw logits as blocks of rows: first all columns, then row by row, as torch."""
     height, width = size
     left, right, toward_right = _taps(low.shape[1], width)
-    wide = low[:, left] * (1 - toward_right) + low[:, right] * toward_right
+    # Not low[:, left], which lies in memory by columns: its rows take ten times as long to read.
+    wide = low.take(left, 1) * (1 - toward_right) + low.take(right, 1) * toward_right
     top, bottom, down = _taps(low.shape[0], height)
     step = max(1, _BLOCK // width)
     for start in range(0, height, step):
