@@ -27,6 +27,14 @@ def add(commands: Commands) -> None:
         ),
     )
     add_repository(parser, demo=True)
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        default=(),
+        metavar="PATTERN",
+        help="serve some only, such as '*_predictor': predictors run without their pair, for half "
+        "of the memory",
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address (default: %(default)s)")
     for name, port in (("http", 8000), ("grpc", 8001), ("metrics", 8002)):
         parser.add_argument(
@@ -55,6 +63,7 @@ def _serve(args: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     server = EmbeddedServer(
         served_repository(args),
+        models=args.models,
         host=args.host,
         http_port=args.http_port,
         grpc_port=args.grpc_port,

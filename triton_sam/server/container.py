@@ -23,13 +23,12 @@ import secrets
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..errors import RepositoryError, SamError
+from ..errors import SamError
 from .control import check_mode, control_flags, read_key, restriction_flags
-from .models import Models, find_models, is_predictor, parts
+from .models import Models, choose, find_models, is_predictor
 
 PREDICTOR_PACKAGES = ("numpy", "onnxruntime", "PIL", "pycocotools")
 
@@ -65,7 +64,9 @@ def server_command(arguments: Sequence[str], variables: Mapping[str, str]) -> li
     key = read_key(variables=variables)
     check_mode(mode, key)
     found = _runnable(find_models(repository))
-    models = _chosen(found, variables.get("TRITON_SAM_MODELS", ""))
+    patterns = variables.get("TRITON_SAM_MODELS", "").split(",")
+    wanted = [pattern.strip() for pattern in patterns if pattern.strip()]
+    models = choose(found, wanted, "TRITON_SAM_MODELS")
     for name, reason in models.skipped.items():
         _say(f"{name} is not served: {reason}.")
     for name in models.names:
@@ -97,24 +98,6 @@ def _runnable(models: Models) -> Models:
                 "Dockerfile has"
             )
     return Models(models.root, tuple(n for n in models.names if n not in skipped), skipped)
-
-
-def _chosen(models: Models, patterns: str) -> Models:
-    """Those of ``models`` that one of ``patterns`` fits, and what they are made of.
-
-    Without patterns all of them.
-    """
-    wanted = [pattern.strip() for pattern in patterns.split(",") if pattern.strip()]
-    if not wanted:
-        return models
-    fitting = {n for n in models.names if any(fnmatchcase(n, pattern) for pattern in wanted)}
-    needed = {part for name in fitting for part in parts(models.root / name)}
-    names = tuple(name for name in models.names if name in fitting | needed)
-    if not names:
-        raise RepositoryError(
-            f"TRITON_SAM_MODELS is {patterns!r}, which fits none of {', '.join(models.names)}."
-        )
-    return Models(models.root, names, models.skipped)
 
 
 def _check_instances(model: Path, wanted: str) -> None:

@@ -17,7 +17,7 @@ from ..errors import EmbeddedServerError, PortInUseError
 from .control import check_key, check_mode, control_flags, restriction_flags
 from .diagnosis import explain, lost_port
 from .install import Installation, ensure_installed
-from .models import Models, find_models
+from .models import Models, choose, find_models
 from .ports import choose_ports, listening_ports, reachable, resolve
 from .run import Run, RunFolder, environment
 from .supervisor import shm_prefix
@@ -41,6 +41,8 @@ class EmbeddedServer:
     ...     client = SAM2TritonClient(server.url)
 
     ``repository``: the folder with the models; those whose files are missing are left out.
+    ``models``: patterns of the names to serve, such as ``sam2_*``; all of them without one. A
+    predictor (``*_predictor``) runs without its pair being served, for half of the memory.
     ``host``: the address to listen on. ``http_port``, ``grpc_port``, ``metrics_port``: 0 takes a
     free one. ``startup_timeout_s``: how long loading the models may take. ``threads``: how many
     threads one inference uses, by default one for each processor core. ``log_file``: where to
@@ -57,6 +59,7 @@ class EmbeddedServer:
         self,
         repository: str | os.PathLike[str],
         *,
+        models: Sequence[str] = (),
         host: str = "127.0.0.1",
         http_port: int = 0,
         grpc_port: int = 0,
@@ -73,6 +76,7 @@ class EmbeddedServer:
         self._model_control = model_control
         self._admin_key = None if admin_key is None else check_key(admin_key)
         self._repository = Path(repository)
+        self._patterns = models
         self._host = resolve(host)
         self._requested = (http_port, grpc_port, metrics_port)
         self._ports = self._requested
@@ -129,7 +133,7 @@ class EmbeddedServer:
         if self.running:
             return self
         self.stop()  # what is left of a server that has ended by itself
-        models = find_models(self._repository)
+        models = choose(find_models(self._repository), self._patterns, "models")
         for name, reason in models.skipped.items():
             _log.warning("Model %s is not served: %s.", name, reason)
         installation = ensure_installed(self._home, quiet=self._quiet)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ..errors import RepositoryError
@@ -56,6 +57,24 @@ def find_models(repository: Path) -> Models:
             f"The model repository {repository} has no model to serve ({reasons}). {_WHAT_TO_DO}"
         )
     return Models(repository.resolve(), names, skipped)
+
+
+def choose(models: Models, patterns: Sequence[str], said_by: str) -> Models:
+    """Those of ``models`` that one of ``patterns`` fits, and what they are made of.
+
+    Without patterns all of them. ``said_by``: where the patterns come from, for the message of the
+    :class:`RepositoryError` that is raised where they fit none.
+    """
+    if not patterns:
+        return models
+    fitting = {n for n in models.names if any(fnmatchcase(n, pattern) for pattern in patterns)}
+    needed = {part for name in fitting for part in parts(models.root / name)}
+    names = tuple(name for name in models.names if name in fitting | needed)
+    if not names:
+        raise RepositoryError(
+            f"{said_by} is {','.join(patterns)!r}, which fits none of {', '.join(models.names)}."
+        )
+    return Models(models.root, names, models.skipped)
 
 
 def _missing_file(folder: Path, config: str) -> str | None:
