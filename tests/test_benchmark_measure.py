@@ -361,7 +361,7 @@ def test_a_reference_that_does_not_fit_into_memory_is_left_out(
         found, reasons = answer
     assert [str(subject) for subject in found] == ["onnxruntime", "served"]
     assert reasons == [
-        "No reference pytorch: it takes about 3.1 GB of memory, and 2.9 GB are free."
+        "No reference pytorch: it takes about 3.1 GB of memory, and 1.9 GB are free."
     ]
     assert opened == ["onnxruntime", "served"]
 

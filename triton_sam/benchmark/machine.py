@@ -37,7 +37,7 @@ def describe() -> dict[str, Any]:
         "memory_gib": round(_memory("MemTotal") / (1 << 30), 1),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        "load_before": round(os.getloadavg()[0], 2),
+        "busy_before": _busy_now(),
         "gpus": _gpus(),
     }
 
@@ -126,6 +126,13 @@ class Busy:
         """Since this was made."""
         total, idle = (b - a for a, b in zip(self._before, _ticks(), strict=True))
         return round(1 - idle / total, 3) if total > 0 else 0.0
+
+
+def _busy_now() -> float:
+    """While this process sleeps. The load average still counts what ended a minute ago."""
+    busy = Busy()
+    time.sleep(1.0)
+    return busy.share()
 
 
 def _ticks() -> tuple[int, int]:

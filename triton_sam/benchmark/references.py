@@ -30,9 +30,9 @@ _CHECKPOINTS = Path("checkpoints")
 _log = logging.getLogger(__name__)
 
 
-# Bytes of memory for each byte of the files, and beside them. ONNX Runtime keeps the weights and,
-# from the second run on, twice what a run needs; PyTorch keeps the weights alone.
-_MEMORY = {"onnxruntime": 3, "pytorch": 2}
+# Bytes of memory for each byte of the files, and beside them. ONNX Runtime keeps the weights twice,
+# as they came and as it reads them, and what a run needs; PyTorch keeps the weights alone.
+_MEMORY = {"onnxruntime": 4, "pytorch": 2}
 _MEMORY_BESIDE = 1 << 30
 
 

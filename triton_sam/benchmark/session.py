@@ -15,6 +15,7 @@ from typing import Any
 from ..errors import ModelNotReadyError, ServerError
 from ..repository import read_manifest
 from ..server import EmbeddedServer
+from ..server.models import find_models
 from ..specs import Family
 from ..specs.predictor import predictor_model
 from ..transport import open_transport
@@ -72,7 +73,7 @@ _PATIENCE = 0.05
 _LIMITS = 0.2
 _PERF_ANALYZER_S = 6.0
 _LEAST_S = 1.0  # for what is left of the benchmarks when slow encodes have used the time up
-_BUSY = 0.5  # of its cores
+_BUSY = 0.1  # of its processors' time
 
 
 @dataclass(frozen=True)
@@ -168,10 +169,10 @@ def _new_record(target: Target, workload: Workload, plan: Plan, command: Sequenc
     notes = list(target.notes)
     if where["gpus"]:
         notes.append("The references in process ran on the processor, not on a GPU.")
-    if where["load_before"] > _BUSY * where["cores"]:
+    if where["busy_before"] > _BUSY:
         notes.append(
-            f"The machine was busy before this began (load {where['load_before']} on "
-            f"{where['cores']} cores): measure again when it does nothing else."
+            f"The machine was {where['busy_before']:.0%} busy before this began: measure again "
+            "when it does nothing else."
         )
     settings = {**asdict(workload), "budget_s": plan.budget_s, "precision": plan.precision}
     return Record(
@@ -216,7 +217,7 @@ def _open_server(target: Target) -> Iterator[_Server]:
     if target.url is not None:
         yield _Server(target.url, (), None)
         return
-    server = EmbeddedServer(target.repository)
+    server = EmbeddedServer(target.repository, models=_models(target))
     try:
         seconds = start_timed(server)
         urls = {"http": f"http://{server.http_url}", "grpc": server.url}
@@ -224,6 +225,17 @@ def _open_server(target: Target) -> Iterator[_Server]:
         yield _Server(measured, tuple(urls.values()), seconds)
     finally:
         server.stop()
+
+
+def _models(target: Target) -> list[str]:
+    """What an embedded server has to serve, where that is not everything.
+
+    Its pair would be in memory once more, and SAM 3's takes 4 GB before it runs.
+    """
+    predictor = predictor_model(target.which.family).name
+    there = predictor in find_models(target.repository).names
+    asks_pair = target.which.embedding == "client" or "inline" in target.references
+    return [predictor] if there and not asks_pair else []
 
 
 def _references(target: Target, server: _Server, watch: Watch | None) -> Any:
