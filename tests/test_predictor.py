@@ -29,6 +29,8 @@ from triton_sam import (
 )
 from triton_sam.benchmark.wire import CountingProxy
 from triton_sam.demo import demo_photo, demo_repository
+from triton_sam.errors import ModelNotReadyError, RepositoryError
+from triton_sam.export.parity import OnnxRuntimeTransport
 from triton_sam.protocol import Arrays, Call
 from triton_sam.repository import check
 from triton_sam.server import EmbeddedServer
@@ -97,6 +99,21 @@ def test_a_click_is_a_few_hundred_bytes() -> None:
                     passed = proxy.total - before
                     assert 1000 < passed.up <= 10 * 1000
                     assert 1000 < passed.down <= 10 * 20_000
+
+
+def test_it_is_served_without_its_pair() -> None:
+    pair = {model.name: demo_repository() / model.name / "1" / model.file for model in SPEC.models}
+    with EmbeddedServer(demo_repository(), models=["*_predictor"]) as server:
+        answers = []
+        for way in (open_transport(server.url), OnnxRuntimeTransport(pair)):
+            with SAM2TritonClient(transport=way) as client:
+                client.set_image(demo_photo())
+                answers.append(client.predict([[300, 168]], [1])[0])
+        assert np.abs(answers[0] - answers[1]).max() <= 1e-4 * np.abs(answers[1]).max()
+        with closing(open_transport(server.url)) as way, pytest.raises(ModelNotReadyError):
+            way.check_ready([SPEC.encoder.name])
+    with pytest.raises(RepositoryError, match="models is 'sam9_\\*', which fits none of sam2_deco"):
+        EmbeddedServer(demo_repository(), models=["sam9_*"]).start()
 
 
 def test_its_counts_are_on_the_page_of_metrics(server: EmbeddedServer, way: Transport) -> None:
