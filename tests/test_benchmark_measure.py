@@ -12,11 +12,14 @@ from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+import fakes
 import numpy as np
 import onnx
 import pytest
 import stub_triton
+from conftest import Exported
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 
 from triton_sam.benchmark import closed_loop, cold, gpu, openloop, perf_analyzer, references
 from triton_sam.benchmark.closed_loop import Case
@@ -396,6 +399,19 @@ def test_the_official_predictor_gets_the_checkpoint_that_the_pair_came_from(
     checkpoint.write_bytes(b"other weights")
     with pytest.raises(references.Unavailable, match="a SAM 1 pair cannot be read back; name"):
         references.pytorch(tmp_path, Which("sam1")).__enter__()
+
+
+def test_the_official_predictor_of_each_family_answers(each: Exported) -> None:
+    image = fakes.photo(120, 90)
+    ours = references.OfficialPredictor(each.repository, Which(each.name), each.checkpoint)
+    theirs = each.predictor()
+    ours.set_image(image)
+    theirs.set_image(Image.fromarray(image))
+    masks, scores, logits = ours.predict([[40, 50]], [1])
+    prompt = {"point_coords": np.array([[40, 50]]), "point_labels": np.array([1])}
+    wanted = theirs.predict(**prompt, multimask_output=False)
+    for mine, official in zip((masks, scores, logits), wanted, strict=True):
+        np.testing.assert_array_equal(mine, official)
 
 
 def test_the_weights_of_small_pairs_of_other_families_are_not_looked_for(tmp_path: Path) -> None:

@@ -109,7 +109,9 @@ class OfficialPredictor:
     def predict(self, point_coords: Any, point_labels: Any) -> Any:
         """Masks at image size and low-resolution logits: the predictor gives both, always."""
         return self._predictor.predict(
-            np.asarray(point_coords), np.asarray(point_labels), multimask_output=False
+            point_coords=np.asarray(point_coords),
+            point_labels=np.asarray(point_labels),
+            multimask_output=False,
         )
 
     segment = predict
