@@ -103,7 +103,9 @@ class OnnxRuntimeTransport:
     def __init__(self, files: Mapping[str, Path]) -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        options.enable_mem_pattern = False  # as the predictor's
+        # As the predictor's.
+        options.enable_mem_pattern = False
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         self._sessions = {
             name: onnxruntime.InferenceSession(
                 str(path), options, providers=["CPUExecutionProvider"]

@@ -167,6 +167,8 @@ def _session(root: Path, device: Device, threads: int, model: Model) -> Any:
     options = ort.SessionOptions()
     # With plans for the memory of each shape SAM 3's encoder takes 11.7 GB of a CPU's instead of
     # 7.4 and is 5 % slower; SAM 2.1's is 1 % faster.
+    # Threads would look for work for as long again as a run took, on processors that others need.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     options.enable_mem_pattern = device.name != "cpu"
     options.log_severity_level = 3  # errors: its warnings are about how a graph was exported
     options.intra_op_num_threads = threads
