@@ -130,7 +130,7 @@ def measure(run: Run, budget_s: float, cases: Callable[[Run], Iterator[Case]]) -
         fitting = _fitting(run, case, left, budget_s / len(possible))
         if fitting is not None:
             run.say(case.name, 0)
-            begun.append(_begin(fitting))
+            begun.append(_begin(fitting, run.plan.pause_s))
     left = max(end - time.perf_counter(), 0.0)
     begun = _rationed(begun, _FEW_SHARE * left)
     left = max(left - sum(one.few_s for one in begun), 0.0)
@@ -156,9 +156,9 @@ def _fitting(run: Run, case: Case, left_s: float, usual_s: float) -> Case | None
     return replace(case, subjects=case.subjects[:count])
 
 
-def _begin(case: Case) -> _Begun:
+def _begin(case: Case, pause_s: float) -> _Begun:
     operations = {subject.name: case.make(subject) for subject in case.subjects}
-    first = time_round(operations)
+    first = time_round(operations, pause_s)
     rounds = _FEW if max(found.wall_s for found in first.values()) > _LONG_S else _MANY
     names = [subject.name for subject in case.subjects[2:]]
     return _Begun(case, operations, first, dict.fromkeys(names, rounds))

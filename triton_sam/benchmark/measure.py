@@ -98,11 +98,14 @@ def interleave(
     return samples
 
 
-def time_round(operations: Mapping[str, Operation]) -> dict[str, Samples]:
-    """One round of all operations, the first: to know how long they take, or to throw away."""
+def time_round(operations: Mapping[str, Operation], pause_s: float = 0) -> dict[str, Samples]:
+    """One round of all operations, the first: to know how long they take, or to throw away.
+
+    ``pause_s``: as in :class:`Plan`, so that a round's costs are known whole.
+    """
     samples = {name: Samples() for name in operations}
     for name, operation in operations.items():
-        _time_once(operation, _FIRST, 0, samples[name])
+        _time_once(operation, _FIRST, pause_s, samples[name])
     return samples
 
 
