@@ -24,9 +24,9 @@ def test_nothing_is_lost_wrong_or_left_behind(exported: Exported) -> None:
 
 
 def test_every_image_is_answered_as_itself_from_a_small_store_over_a_kill() -> None:
-    figures = soak_store.soak(images=60, every=4)
+    figures = soak_store.soak(images=240, every=16)
     assert figures.violations() == []
-    assert (figures.answered, figures.kills, len(figures.lives)) == (60, 1, 2)
+    assert (figures.answered, figures.kills, len(figures.lives)) == (240, 1, 2)
     assert figures.compared == 15
     for life in figures.lives:
         assert life.counts["store_evictions_total"] > 0
