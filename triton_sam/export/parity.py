@@ -17,7 +17,7 @@ from PIL import Image
 from ..client import SAM2TritonClient
 from ..errors import InferenceError, ModelNotReadyError
 from ..images import load_image
-from ..predictor.engine import Device, Engine
+from ..predictor.engine import Device, Engine, session_options
 from ..predictor.messages import PredictorError, Request
 from ..predictor.service import Predictor as Service
 from ..predictor.settings import Settings
@@ -101,11 +101,7 @@ class OnnxRuntimeTransport:
     """Runs the pair in this process, in place of a server."""
 
     def __init__(self, files: Mapping[str, Path]) -> None:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        # As the predictor's.
-        options.enable_mem_pattern = False
-        options.add_session_config_entry("session.force_spinning_stop", "1")
+        options = session_options(Device())
         self._sessions = {
             name: onnxruntime.InferenceSession(
                 str(path), options, providers=["CPUExecutionProvider"]
