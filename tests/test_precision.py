@@ -56,7 +56,9 @@ def test_a_half_precision_pair_is_served(
         assert file.stat().st_size < 0.6 * each.file(model.name).stat().st_size
         manifest = json.loads((file.parent / "export.json").read_text())
         assert manifest["precision"] == "fp16"
-        assert manifest["kept_in_float32"] == "positions" and manifest["failed"] == {}
+        # The first recipe that passes; the demo model's worst mask is at the bound with the first.
+        keeps = [recipe.keeps for recipe in RECIPES]
+        assert list(manifest["failed"]) == keeps[: keeps.index(manifest["kept_in_float32"])]
     masks = []
     for root in (tmp_path, each.repository):
         with EmbeddedServer(root) as server, SAM2TritonClient(server.url, family.name) as client:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -101,7 +102,8 @@ def test_the_fast_passes_are_the_official_ones(with_mask: bool) -> None:
     mask = torch.randn(4, 1, 64, 64) if with_mask else None
     with torch.no_grad():
         own = network.encode(model, network.normalise(images))
-        embedding, fine, middle = sam2.Encoder(model, FAMILIES["sam2"].image)(images)
+        spec = dataclasses.replace(FAMILIES["sam2"].image, size=256)
+        embedding, fine, middle = sam2.Encoder(model, spec)(images)
         answer = fastpath.decode(model, own, points, labels, mask)
         prompt: Any = model.sam_prompt_encoder
         decoder: Any = model.sam_mask_decoder

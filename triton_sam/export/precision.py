@@ -30,6 +30,9 @@ _TIE = 0.01
 # Where positions become angles: float16 knows pixels above 512 only to the half.
 _ANGLES = ("Sin", "Cos")
 
+# The weights by which SAM 2's encoder resizes its positions.
+_STRETCH = "stretch_"
+
 # How the converter names the casts that it puts in.
 _INSERTED = re.compile(r"_cast_to_fp(16|32)_node$|^graph_(in|out)put_cast\d+$")
 
@@ -164,10 +167,14 @@ def _take_defaults(graph: GraphProto, model: Model) -> list[TensorProto]:
 
 
 def _positions(graph: GraphProto) -> set[str]:
-    """The names of all nodes that sines and cosines depend on, and of those themselves."""
+    """The names of all nodes that sines, cosines and resized positions need, and of those."""
     producer = {output: node for node in graph.node for output in node.output}
     found: set[str] = set()
-    waiting = [node for node in graph.node if node.op_type in _ANGLES]
+    waiting = [
+        node
+        for node in graph.node
+        if node.op_type in _ANGLES or any(name.startswith(_STRETCH) for name in node.input)
+    ]
     while waiting:
         node = waiting.pop()
         if node.name not in found:
