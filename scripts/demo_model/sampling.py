@@ -19,6 +19,10 @@ Mask = npt.NDArray[np.bool_]
 
 DEEP = 0.5
 """Share of clicks, first ones and corrections, that go to the deepest place of their region."""
+SPARSE = 0.6
+"""Objects that fill less of their bounding box are asked for twice as often."""
+SMALL_AREA = 0.004
+"""So are those smaller than this fraction of the image."""
 SMALLEST_AREA = 0.0012
 """Visible area, as a fraction of the image, from which on an object is asked for."""
 
@@ -78,7 +82,7 @@ def visible_objects(labels: np.ndarray, smallest: float = SMALLEST_AREA) -> np.n
 def draw_batch(
     rng: np.random.Generator, store: SceneStore, size: int, images: int, prompts: int
 ) -> Batch:
-    """Draw ``images`` scenes of ``size`` px with ``prompts`` objects each (repeated if few)."""
+    """Draw ``images`` scenes of ``size`` px with ``prompts`` objects each, some again and again."""
     pictures: list[np.ndarray] = []
     maps: list[np.ndarray] = []
     objects: list[np.ndarray] = []
@@ -89,12 +93,28 @@ def draw_batch(
             continue
         pictures.append(scene.image)
         maps.append(scene.labels)
-        order = rng.permutation(present)
-        objects.append(np.resize(order, prompts))
+        objects.append(rng.choice(present, prompts, p=difficulty(scene.labels, present)))
     stacked = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255.0
     return Batch(
         stacked, torch.from_numpy(np.stack(maps)), torch.from_numpy(np.stack(objects)).long()
     )
+
+
+def difficulty(labels: np.ndarray, objects: np.ndarray) -> np.ndarray:
+    """How often to ask for each of the objects, as chances that sum to 1.
+
+    Rings, crescents and what is left of half-hidden things fill little of their boxes; they, and
+    the smallest objects, are what masks are worst for.
+    """
+    boxes = ndimage.find_objects(labels)
+    counts = np.bincount(labels.ravel(), minlength=256)
+    weights = np.ones(len(objects))
+    for index, label in enumerate(objects):
+        rows, columns = boxes[label - 1]
+        extent = (rows.stop - rows.start) * (columns.stop - columns.start)
+        weights[index] += counts[label] < SPARSE * extent
+        weights[index] += counts[label] < SMALL_AREA * labels.size
+    return np.asarray(weights / weights.sum())
 
 
 def full_masks(batch: Batch) -> Tensor:

@@ -39,7 +39,8 @@ COLUMNS = (
 class Stage:
     """How one stage trains; rates are AdamW learning rates, ``corrections`` is a probability.
 
-    ``mean_decay`` is the share of the running mean of the weights that survives a step.
+    ``mean_decay`` is the share of the running mean of the weights that survives a step,
+    ``slow_share`` what the parameters of `is_slow` get of the rate.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Stage:
     half: bool
     seed_weight: float
     mean_decay: float
+    slow_share: float
 
 
 class Trainer:
@@ -74,8 +76,8 @@ class Trainer:
         slow = [p for name, p in self.parameters.items() if is_slow(name)]
         fast = [p for name, p in self.parameters.items() if not is_slow(name)]
         groups = [
-            {"params": [*fast, *self.seed_loss.parameters()], "share": 1.0},
-            {"params": slow, "share": 0.3},
+            {"params": [*fast, *self.seed_loss.parameters()]},
+            {"params": slow},
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01)
         self.mean = {name: p.detach().clone() for name, p in self.parameters.items()}
@@ -158,8 +160,8 @@ class Trainer:
         """One optimiser step; returns the figures to log."""
         torch.manual_seed(hash_of(self.seed, self.step, self.rank))
         rate = rate_at(stage, self.stage_step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["share"]
+        for group, share in zip(self.optimizer.param_groups, (1.0, stage.slow_share), strict=True):
+            group["lr"] = rate * share
         features = network.encode(self.model, network.normalise(batch.images), stage.half)
         masks = sampling.full_masks(batch)
         target = sampling.targets(masks)
