@@ -334,6 +334,11 @@ def test_a_report_escapes_what_it_shows() -> None:
     assert "&lt;b&gt;" in html and "<b></h3>" not in html and "SAM &lt;2&gt;" in html
 
 
+def test_a_report_shows_a_command_that_can_be_pasted() -> None:
+    record = replace(record_with([]), command=["triton-sam", "--note", "two words"])
+    assert "triton-sam --note &#39;two words&#39;" in report.render(record, {})
+
+
 def test_pictures_of_few_and_equal_times() -> None:
     series = [Series("click", "w", name, "subject", [0.1], True) for name in ("a", "b")]
     for data in plots.draw(record_with(series)).values():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shlex
 from collections.abc import Mapping
 from importlib.resources import files as package_files
 from pathlib import Path
@@ -40,7 +41,7 @@ def render(record: Record, pictures: Mapping[str, bytes]) -> str:
     except ModuleNotFoundError as exc:
         raise MissingExtraError("Reports need jinja2: pip install 'triton-sam[benchmark]'") from exc
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    environment.filters.update(ms=table.ms, size=table.size)
+    environment.filters.update(ms=table.ms, size=table.size, shell=shlex.join)
     source = package_files("triton_sam") / "benchmark" / "templates" / "report.html"
     return environment.from_string(source.read_text()).render(
         record=record,
