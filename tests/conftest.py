@@ -31,7 +31,7 @@ SMALL = {
 }
 
 # Of the random weights: where 0 gives no mask with pixels of both kinds.
-SEEDS = {"sam3": 3}
+SEEDS = {"sam3": 10}
 
 
 @dataclass(frozen=True)

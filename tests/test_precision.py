@@ -77,6 +77,7 @@ def test_every_recipe_keeps_the_contract(
         original = onnx.load(str(exported.file(model.name))).graph
         assert list(proto.graph.input) == list(original.input)
         assert [value.name for value in proto.graph.output] == [t.name for t in model.outputs]
+        assert list(proto.graph.output) == list(original.output)
         types = {value.type.tensor_type.elem_type for value in proto.graph.output}
         assert types == {TensorProto.FLOAT}
         assert _defaults(proto, model) == {

@@ -151,6 +151,9 @@ def convert(source: Path, model: Model, recipe: Recipe, folder: Path) -> Path:
             op_block_list=[*DEFAULT_OP_BLOCK_LIST, *recipe.ops],
             node_block_list=kept,
         )
+    # Inferred shapes may be narrower than those that are promised.
+    del half.graph.output[:]
+    half.graph.output.extend(proto.graph.output)
     _shorten(half.graph)
     _sort(half.graph)
     half.graph.initializer.extend(defaults)
