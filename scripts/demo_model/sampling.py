@@ -19,10 +19,18 @@ Mask = npt.NDArray[np.bool_]
 
 DEEP = 0.5
 """Share of clicks, first ones and corrections, that go to the deepest place of their region."""
+EXACT = 0.7
+"""Share of boxes that are exact; the others are drawn loosely."""
 SPARSE = 0.6
 """Objects that fill less of their bounding box are asked for twice as often."""
+BARE = 0.45
+"""Those that fill less than this are asked for four times as often."""
 SMALL_AREA = 0.004
 """So are those smaller than this fraction of the image."""
+TRAY = 14
+"""Scenes of as many objects are trays of look-alikes, and those are learnt first."""
+TRAYS_TAKEN = 0.3
+"""Share of them that is trained on."""
 SMALLEST_AREA = 0.0012
 """Visible area, as a fraction of the image, from which on an object is asked for."""
 
@@ -87,7 +95,10 @@ def draw_batch(
     maps: list[np.ndarray] = []
     objects: list[np.ndarray] = []
     while len(pictures) < images:
-        scene = augment(rng, store.draw(rng), size)
+        drawn = store.draw(rng)
+        if len(np.unique(drawn.labels)) > TRAY and rng.uniform() >= TRAYS_TAKEN:
+            continue
+        scene = augment(rng, drawn, size)
         present = visible_objects(scene.labels)
         if not len(present):
             continue
@@ -113,6 +124,7 @@ def difficulty(labels: np.ndarray, objects: np.ndarray) -> np.ndarray:
         rows, columns = boxes[label - 1]
         extent = (rows.stop - rows.start) * (columns.stop - columns.start)
         weights[index] += counts[label] < SPARSE * extent
+        weights[index] += 2 * (counts[label] < BARE * extent)
         weights[index] += counts[label] < SMALL_AREA * labels.size
     return np.asarray(weights / weights.sum())
 
@@ -177,7 +189,7 @@ def click(target: Tensor) -> tuple[Tensor, Tensor]:
 def box(masks: Tensor, jitter: float) -> tuple[Tensor, Tensor]:
     """Boxes around masks (N, S, S) as two corner points each (N, 2, 2), labels 2 and 3.
 
-    Every side is moved by up to ``jitter`` of the box's own size, half of the boxes stay exact.
+    Every side is moved by up to ``jitter`` of the box's own size; `EXACT` of the boxes stay.
     """
     size = masks.shape[-1]
     along = torch.arange(size, dtype=torch.float32)
@@ -189,7 +201,7 @@ def box(masks: Tensor, jitter: float) -> tuple[Tensor, Tensor]:
         corners.append(torch.stack([low, high], -1))
     points = torch.stack(corners, -1)
     extent = (points[:, 1] - points[:, 0]).unsqueeze(1)
-    moved = (torch.rand(len(masks), 1, 1) < 0.5).float()
+    moved = (torch.rand(len(masks), 1, 1) >= EXACT).float()
     points = points + moved * (torch.rand_like(points) * 2 - 1) * jitter * extent
     labels = torch.tensor([[2.0, 3.0]]).expand(len(masks), 2)
     return points.clamp(0, size - 1), labels
