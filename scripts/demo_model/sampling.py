@@ -26,11 +26,11 @@ SPARSE = 0.6
 BARE = 0.45
 """Those that fill less than this are asked for four times as often."""
 SMALL_AREA = 0.004
-"""So are those smaller than this fraction of the image."""
+"""Objects smaller than this fraction of the image are asked for more often, too."""
 TRAY = 14
-"""Scenes of as many objects are trays of look-alikes, and those are learnt first."""
+"""Scenes of as many objects or more are trays of look-alikes, which are learnt first."""
 TRAYS_TAKEN = 0.3
-"""Share of them that is trained on."""
+"""Share of the trays drawn that is trained on."""
 SMALLEST_AREA = 0.0012
 """Visible area, as a fraction of the image, from which on an object is asked for."""
 
