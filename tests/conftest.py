@@ -30,7 +30,7 @@ SMALL = {
     "sam3": ("tracker", "sam3_small.yaml"),
 }
 
-# Of the random weights: where 0 gives no mask with pixels of both kinds.
+# Of the random weights: where those of 0 give masks that are empty, full or a few pixels.
 SEEDS = {"sam3": 10}
 
 
