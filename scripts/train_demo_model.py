@@ -55,7 +55,7 @@ that is served (4 MB each), and choose between checkpoints by scenes that no fig
        %(prog)s evaluate work/further/model.pt --first 60 --held-out 25
 A step of the second command takes two cores 2.4 to 4 s (bfloat16, amx).  Two stages of it, of
 1,690 steps (rate 3e-4, half boxes) and 2,150 (4e-4, boxes 0.6, then 0.75), brought these held-out
-means; the weights are not the ones that ship:
+means, before trays were drawn less often; the weights are not the ones that ship:
 
                             shipped    first stage    second stage
        one click              0.819          0.848           0.847
