@@ -35,7 +35,13 @@ def test_pauses_double_up_to_a_limit() -> None:
     assert 0.75 <= min(drawn) < 0.78 and 0.97 < max(drawn) <= 1
 
 
-def refusing_server(scheme: str, times: int, asked: list[float], why: str = QUEUE) -> Any:
+def refusing_server(
+    scheme: str,
+    times: int,
+    asked: list[float],
+    why: str = QUEUE,
+    code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE,
+) -> Any:
     """Says that it is unavailable to the first ``times`` inferences."""
     if scheme in HTTP:
 
@@ -53,8 +59,7 @@ def refusing_server(scheme: str, times: int, asked: list[float], why: str = QUEU
         def ModelInfer(self, request: Any, context: Any) -> Any:
             if len(asked) < times:
                 asked.append(time.monotonic())
-                code = grpc.StatusCode.UNAVAILABLE if why == QUEUE else grpc.StatusCode.NOT_FOUND
-                context.abort(code, why)
+                context.abort(grpc.StatusCode.NOT_FOUND if why == STOPPING else code, why)
             return super().ModelInfer(request, context)
 
     return grpc_server(servicer=RefusingServicer())
@@ -176,6 +181,23 @@ def test_grpc_sends_again_what_a_broken_connection_has_cancelled(scheme: str) ->
     with grpc_server(port):
         asking.join(10)
     np.testing.assert_array_equal(answers, [[8]])
+
+
+@pytest.mark.parametrize("scheme", ["grpc", "aio+grpc"])
+def test_grpc_sends_again_what_the_server_cancelled_early(scheme: str) -> None:
+    asked: list[float] = []
+    cancelled = grpc.StatusCode.CANCELLED
+    with refusing_server(scheme, 3, asked, "changed my mind", cancelled) as port:
+        with transport(scheme, port, retries=QUICK, timeout_s=60) as way:
+            with pytest.raises(ServerUnavailableError, match=r"up \(changed my mind\)"):
+                way.infer(call(x=f32([4])))
+            assert len(asked) == 3 and works(way)
+        del asked[:]
+        with transport(scheme, port, retries=QUICK, timeout_s=0.4) as way:
+            # So near its deadline it is the deadline.
+            with pytest.raises(ServerTimeoutError, match=r"no answer within 0\.4 s"):
+                way.infer(call(x=f32([4])))
+            assert len(asked) == 1
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

@@ -123,3 +123,7 @@ class Deadline:
         if left <= 0:
             raise TimeoutError
         return left
+
+    def is_within(self, seconds: float) -> bool:
+        """Whether fewer than so many seconds are left."""
+        return self._end is not None and self._end - time.monotonic() < seconds

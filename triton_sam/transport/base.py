@@ -14,7 +14,7 @@ from ..errors import ClientClosedError, InvalidInputError, ModelNotReadyError, S
 from ..flow import Deadline, Exchange, Flow, Pause, run, run_async
 from ..protocol import Arrays, Call, Served
 from .endpoint import Endpoint
-from .failures import foreign_errors, may_be_repeated
+from .failures import foreign_errors, given_up, may_be_repeated
 from .options import TransportOptions
 from .requests import Describe, Infer, IsReady, ListReady, Memory, Request
 
@@ -114,10 +114,10 @@ class Exchanges:
         self._refuse_closed()
         try:
             return (yield Exchange(lambda send: send(request, left)))
-        except Exception:
+        except Exception as exc:
             # Closing ends what is under way, each library with an error of its own.
             self._refuse_closed()
-            raise
+            raise given_up(exc, deadline) from exc.__cause__
 
     def _naming_models(
         self, timeout_s: float | None, flow: Callable[[float, Deadline], Flow[Any]]

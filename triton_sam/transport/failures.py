@@ -19,13 +19,17 @@ from ..errors import (
     ServerTimeoutError,
     ServerUnavailableError,
 )
+from ..flow import Deadline
 from .endpoint import Endpoint
 
 _UNAVAILABLE = ("StatusCode.UNAVAILABLE", "502", "503", "504")
 _UNLOADED = ("has no available versions", "is not at ready state")
 # What a client cancels raises no error of the server's: there it is the deadline, noticed first.
-_LATE = ("StatusCode.DEADLINE_EXCEEDED", "StatusCode.CANCELLED")
+_CANCELLED = "StatusCode.CANCELLED"
+_LATE = ("StatusCode.DEADLINE_EXCEEDED", _CANCELLED)
 _INVALID = ("StatusCode.INVALID_ARGUMENT", "400")
+# A server notices a deadline at most so much sooner than its client.
+_EARLY_S = 0.5
 # 502 and 504 are a proxy's: the server behind it may have begun.
 _NOT_BEGUN = ("StatusCode.UNAVAILABLE", "503")
 
@@ -57,6 +61,22 @@ def may_be_repeated(exc: BaseException, idempotent: bool) -> bool:
     if isinstance(foreign, InferenceServerException):
         return str(foreign.status()) in _NOT_BEGUN or _is_unloaded(foreign)
     return _is_lost(foreign) and (idempotent or isinstance(exc, UnsentError))
+
+
+def given_up(exc: Exception, deadline: Deadline) -> Exception:
+    """``exc``, or an unavailable server where it cancelled a call that had time left.
+
+    gRPC says the same of a call that is late and of one that the server ends for reasons of its
+    own; the first may be late for good, the second can be asked for again.
+    """
+    if (
+        isinstance(exc, InferenceServerException)
+        and str(exc.status()) == _CANCELLED
+        and not deadline.is_within(_EARLY_S)
+    ):
+        why = f"it gave the call up ({exc.message()})"
+        exc = InferenceServerException(why, "StatusCode.UNAVAILABLE")
+    return exc
 
 
 def _unwrapped(exc: BaseException) -> BaseException:

@@ -25,9 +25,9 @@ class Retries:
 
     Repeated is what cannot be running any more: a call whose connection could not be made, one
     that the server refused as unavailable or because it has unloaded the model (it stops), and
-    over gRPC also one whose connection broke, because that cancels it on the server. An inference
-    whose HTTP connection broke may still run and is not sent again. All attempts together stay
-    within the timeout of the call.
+    over gRPC also one whose connection broke, because that cancels it on the server, and one that
+    the server cancelled before its time. An inference whose HTTP connection broke may still run
+    and is not sent again. All attempts together stay within the timeout of the call.
 
     ``attempts``: how often in all; 1 turns retries off. ``backoff_s``: the pause before the second
     attempt, doubled before each further one up to ``max_backoff_s``. ``jitter``: the share of a
