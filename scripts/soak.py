@@ -234,7 +234,8 @@ class Soak:
             self.figures.outcomes["unavailable"] += 1
         else:
             self.figures.outcomes["unexpected"] += 1
-            self.figures.unexpected.append(f"{type(exc).__name__}: {exc}"[:300])
+            when = f"after {self.figures.restarts} restarts" + (", in one more" * self._down)
+            self.figures.unexpected.append(f"{type(exc).__name__}, {when}: {exc}"[:300])
 
     async def _restart(self) -> None:
         for at in self._restart_at:
