@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from demo_model import evaluate, fastpath, network, sampling
+from demo_model import evaluate, fastpath, losses, network, sampling
 from demo_model.scenes import make_scene
 
 from triton_sam.export import sam2
@@ -152,3 +152,27 @@ def test_corrections_go_to_the_largest_error() -> None:
     assert labels.tolist() == [[1.0], [1.0]]
     assert points[0, 0, 0] >= 12 * 4 - 0.5
     assert ((points >= 4 * 4 - 0.5) & (points <= 20 * 4)).all()
+
+
+def test_where_a_box_was_the_prompt_what_is_outside_of_it_weighs_more() -> None:
+    target = torch.zeros(2, 6, 8)
+    target[0, 1:5, 2:7] = 1
+    target[0, 2:4, 3:6] = 0  # a ring: its hole is within the box
+    target[1, 5, 0] = 0.3  # soft, in a corner
+    weight = losses.box_weight(target)
+    wanted = torch.full((2, 6, 8), losses.OUTSIDE)
+    wanted[0, 1:5, 2:7] = 1
+    wanted[1, 5, 0] = 1
+    torch.testing.assert_close(weight, wanted)
+
+    right = torch.where(target > 0.5, 9.0, -9.0)[:1]
+    within, outside = right.clone(), right.clone()
+    within[0, 2, 3] = outside[0, 0, 0] = 9
+    plain = [losses.mask_loss(each, target[:1]) for each in (within, outside)]
+    torch.testing.assert_close(*plain)
+    costs = [losses.mask_loss(each, target[:1], weight[:1]) for each in (within, outside)]
+    torch.testing.assert_close(costs[0], plain[0], rtol=1e-2, atol=0)
+    one = 9 / 48 / (target[0].mean() + 0.005).sqrt()
+    torch.testing.assert_close(
+        costs[1] - costs[0], one[None] * (losses.OUTSIDE - 1), rtol=1e-2, atol=0
+    )

@@ -8,20 +8,41 @@ from torch import Tensor, nn
 
 from demo_model.network import Decoded
 
+OUTSIDE = 4.0
+"""How much a pixel outside of an object's bounding box weighs where a box was the prompt."""
 
-def mask_loss(logits: Tensor, target: Tensor) -> Tensor:
+
+def mask_loss(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
     """Cross-entropy plus Dice per mask; logits and soft target (..., h, w), result (...).
 
     The cross-entropy of small objects weighs more: per-pixel errors are divided by the square
-    root of the object's share of the image, halfway between per image and per object.
+    root of the object's share of the image, halfway between per image and per object. ``weight``,
+    of the logits' shape, is each pixel's own in the cross-entropy.
     """
     share = target.mean((-2, -1))
-    entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean((-2, -1))
+    entropy = F.binary_cross_entropy_with_logits(logits, target, weight, reduction="none")
+    entropy = entropy.mean((-2, -1))
     chance = logits.sigmoid()
     overlap = (chance * target).sum((-2, -1))
     total = chance.sum((-2, -1)) + target.sum((-2, -1))
     dice = 1.0 - (2.0 * overlap + 1.0) / (total + 1.0)
     return entropy / (share + 0.005).sqrt() + dice
+
+
+def box_weight(target: Tensor) -> Tensor:
+    """1 within the bounding boxes of the objects (N, h, w), `OUTSIDE` elsewhere.
+
+    A box says where nothing of the object is, which a decoder that follows colours alone ignores.
+    """
+    hit = target > 0
+    rows, columns = hit.any(2), hit.any(1)
+    inside = _between(rows)[:, :, None] & _between(columns)[:, None]
+    return torch.where(inside, 1.0, OUTSIDE)
+
+
+def _between(line: Tensor) -> Tensor:
+    """From the first to the last true value of each row."""
+    return (line.cumsum(1) > 0) & (line.flip(1).cumsum(1).flip(1) > 0)
 
 
 @torch.no_grad()
@@ -33,8 +54,12 @@ def intersection_over_union(logits: Tensor, target: Tensor) -> Tensor:
     return both / either.clamp(min=1.0)
 
 
-def decoder_loss(answer: Decoded, target: Tensor, alternatives: bool) -> tuple[Tensor, Tensor]:
+def decoder_loss(
+    answer: Decoded, target: Tensor, alternatives: bool, weight: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """The loss of N answers against targets (N, h, w), and mask 0's IoU (N,).
+
+    ``weight``: of the pixels, as the targets.
 
     Mask 0 always learns.  With ``alternatives`` so do masks 1-3, the best of them most: they may
     differ, but where mask 0 is unstable the official model answers with the one it thinks best,
@@ -44,7 +69,8 @@ def decoder_loss(answer: Decoded, target: Tensor, alternatives: bool) -> tuple[T
     count = 4 if alternatives else 1
     logits = answer.masks[:, :count]
     wanted = target[:, None].expand_as(logits)
-    losses = mask_loss(logits, wanted)
+    weights = None if weight is None else weight[:, None].expand_as(logits)
+    losses = mask_loss(logits, wanted, weights)
     ious = intersection_over_union(logits, wanted)
     loss = losses[:, 0].mean()
     if alternatives:

@@ -17,7 +17,7 @@ from torch import Tensor, distributed
 from tqdm import tqdm
 
 from demo_model import fastpath, network, sampling
-from demo_model.losses import SeedLoss, decoder_loss, intersection_over_union
+from demo_model.losses import SeedLoss, box_weight, decoder_loss, intersection_over_union
 from demo_model.store import SceneStore
 
 SEEDS_PER_OBJECT = 4
@@ -214,7 +214,8 @@ class Trainer:
             if len(whole):
                 wanted = target.view(images, each, *target.shape[1:])[:, chosen].flatten(0, 1)
                 prompts = sampling.box(whole, 0.08) if by_box else sampling.click(wanted)
-                part, found = self.rounds_loss(stage, features, prompts, wanted)
+                weight = box_weight(wanted) if by_box else None
+                part, found = self.rounds_loss(stage, features, prompts, wanted, weight)
                 loss = loss + part * (len(whole) / len(masks))
                 ious.append(found)
         return loss, torch.cat(ious)
@@ -225,13 +226,14 @@ class Trainer:
         features: network.Features,
         prompts: tuple[Tensor, Tensor],
         target: Tensor,
+        weight: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Ask for each object, and now and then correct the answers; the first answers' IoUs."""
         # All workers make as many rounds, so that none waits for another.
         common = np.random.default_rng([self.seed, self.step])
         points, labels = prompts
         answer = fastpath.decode(self.model, features, points, labels, half=stage.half)
-        loss, ious = decoder_loss(answer, target, alternatives=True)
+        loss, ious = decoder_loss(answer, target, True, weight)
         rounds = 0
         while rounds < 2 and common.uniform() < stage.corrections:
             rounds += 1
@@ -239,7 +241,7 @@ class Trainer:
             more, signs = sampling.corrective_click(previous[:, 0], target)
             points, labels = torch.cat([points, more], 1), torch.cat([labels, signs], 1)
             answer = fastpath.decode(self.model, features, points, labels, previous, stage.half)
-            loss = loss + decoder_loss(answer, target, alternatives=True)[0]
+            loss = loss + decoder_loss(answer, target, True, weight)[0]
         return loss / (1 + rounds), ious
 
     def record(self, stage: Stage, means: dict[str, float], held: sampling.Batch) -> None:
