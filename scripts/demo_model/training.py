@@ -228,7 +228,10 @@ class Trainer:
         target: Tensor,
         weight: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """Ask for each object, and now and then correct the answers; the first answers' IoUs."""
+        """Ask for each object, and now and then correct the answers; the first answers' IoUs.
+
+        ``weight``: of the targets' pixels, in every round.
+        """
         # All workers make as many rounds, so that none waits for another.
         common = np.random.default_rng([self.seed, self.step])
         points, labels = prompts
