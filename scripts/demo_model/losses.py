@@ -54,29 +54,24 @@ def intersection_over_union(logits: Tensor, target: Tensor) -> Tensor:
     return both / either.clamp(min=1.0)
 
 
-def decoder_loss(
-    answer: Decoded, target: Tensor, alternatives: bool, weight: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def decoder_loss(answer: Decoded, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
     """The loss of N answers against targets (N, h, w), and mask 0's IoU (N,).
 
     ``weight``: of the pixels, as the targets.
 
-    Mask 0 always learns.  With ``alternatives`` so do masks 1-3, the best of them most: they may
-    differ, but where mask 0 is unstable the official model answers with the one it thinks best,
-    so none may be far off.  The quality head learns the true IoU of all four, the presence head
-    that there is an object.
+    Masks 1-3 learn beside mask 0, the best of them most: they may differ, but where mask 0 is
+    unstable the official model answers with the one it thinks best, so none may be far off.  The
+    quality head learns the true IoU of all four, the presence head that there is an object.
     """
-    count = 4 if alternatives else 1
-    logits = answer.masks[:, :count]
+    logits = answer.masks
     wanted = target[:, None].expand_as(logits)
-    weights = None if weight is None else weight[:, None].expand_as(logits)
-    losses = mask_loss(logits, wanted, weights)
+    losses = mask_loss(
+        logits, wanted, None if weight is None else weight[:, None].expand_as(logits)
+    )
     ious = intersection_over_union(logits, wanted)
-    loss = losses[:, 0].mean()
-    if alternatives:
-        others = losses[:, 1:]
-        loss = loss + 0.5 * (0.7 * others.min(1).values + 0.3 * others.mean(1)).mean()
-    quality = F.mse_loss(answer.ious[:, :count], ious)
+    others = losses[:, 1:]
+    loss = losses[:, 0].mean() + 0.5 * (0.7 * others.min(1).values + 0.3 * others.mean(1)).mean()
+    quality = F.mse_loss(answer.ious, ious)
     presence = F.softplus(-answer.present).mean()
     return loss + quality + 0.02 * presence, ious[:, 0]
 

@@ -236,7 +236,7 @@ class Trainer:
         common = np.random.default_rng([self.seed, self.step])
         points, labels = prompts
         answer = fastpath.decode(self.model, features, points, labels, half=stage.half)
-        loss, ious = decoder_loss(answer, target, True, weight)
+        loss, ious = decoder_loss(answer, target, weight)
         rounds = 0
         while rounds < 2 and common.uniform() < stage.corrections:
             rounds += 1
@@ -244,7 +244,7 @@ class Trainer:
             more, signs = sampling.corrective_click(previous[:, 0], target)
             points, labels = torch.cat([points, more], 1), torch.cat([labels, signs], 1)
             answer = fastpath.decode(self.model, features, points, labels, previous, stage.half)
-            loss = loss + decoder_loss(answer, target, True, weight)[0]
+            loss = loss + decoder_loss(answer, target, weight)[0]
         return loss / (1 + rounds), ious
 
     def record(self, stage: Stage, means: dict[str, float], held: sampling.Batch) -> None:
