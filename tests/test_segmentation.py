@@ -44,7 +44,7 @@ def disc(height: int, width: int, radius: float, hole: float = 0) -> NDArray[np.
 
 
 def inside_of(centres: NDArray[np.float64], ring: NDArray[np.float64]) -> NDArray[np.bool_]:
-    inside: NDArray[np.bool_] = points_in_poly(centres, ring)  # type: ignore[no-untyped-call]
+    inside: NDArray[np.bool_] = points_in_poly(centres, ring)
     return inside
 
 

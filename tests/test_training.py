@@ -91,6 +91,28 @@ def test_held_out_figures_are_of_the_scenes_asked_for() -> None:
     assert figures.values["box"] == pytest.approx(shares)
 
 
+def test_the_summary_says_how_sure_a_mean_is() -> None:
+    figures = evaluate.Figures({"box": [0.5, 0.7, 0.9, 0.9]})
+    assert figures.summary()["box"] == {
+        "objects": 4,
+        "mean": 0.75,
+        "error": 0.0957,  # √((0.25² + 0.05² + 0.15² + 0.15²) / 3) / √4
+        "median": 0.8,
+        "at_least_0.75": 0.5,
+        "lowest": 0.5,
+    }
+
+
+def test_the_photographed_coins_are_where_they_are() -> None:
+    coins = evaluate.coins()
+    assert len(coins) == 24
+    assert np.sum(coins, axis=0).max() == 1
+    for x, y in evaluate.PHOTOGRAPHS["coins"][0:8]:
+        assert sum(coin[int(y), int(x)] for coin in coins) == 1
+    figures = evaluate.ask_for_coins(_Everything()).values
+    assert figures["coins, box"] == pytest.approx([coin.mean() for coin in coins])
+
+
 @pytest.mark.parametrize("with_mask", [False, True])
 def test_the_fast_passes_are_the_official_ones(with_mask: bool) -> None:
     torch.manual_seed(0)
