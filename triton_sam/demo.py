@@ -32,7 +32,7 @@ _ENLARGED = 3
 # In pixels of the enlarged photo.
 _PROMPTS: dict[str, dict[str, Any]] = {
     "coin-1": {"point_coords": [[300, 168]], "point_labels": [1]},
-    "coin-2": {"point_coords": [[462, 594]], "point_labels": [1]},
+    "coin-2": {"point_coords": [[638, 580]], "point_labels": [1]},
     "coin-3": {"point_coords": [[1008, 372]], "point_labels": [1]},
     "coin-4": {"box": [75, 312, 198, 432]},
 }
