@@ -36,7 +36,7 @@ from triton_sam.server import EmbeddedServer
 from triton_sam.shared_embedding import SharedEmbedding
 from triton_sam.shared_memory import PREFIX, Place, Region, is_left, remove_dead
 from triton_sam.transport import Endpoint, open_transport
-from triton_sam.transport.requests import ListRegions, Unregister
+from triton_sam.transport.requests import ListRegions, Memory, Unregister
 
 PROMPTS: list[dict[str, Any]] = [
     {"point_coords": [[30, 40]], "point_labels": [1]},
@@ -191,6 +191,50 @@ def test_a_region_lives_as_long_as_its_image(server: EmbeddedServer) -> None:
     with shared(server.url) as client:
         masks, _ = client.predict([[30, 40]], [1], embedding=last)
         assert masks.shape == expected.shape and not np.array_equal(masks, expected)
+
+
+def test_memory_that_is_still_in_use_is_taken_back_a_moment_later(
+    server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = shared(server.url)
+    client.set_image(photo(seed=1))
+    first = region_of(client.embedding).name
+    # What Triton does until it has let go of a call that it has answered.
+    refusals = [InferenceError(f"Cannot unregister {first}, it is currently in use.")] * 3
+    manage = client._transport.memory  # type: ignore[attr-defined]
+
+    def refuse(request: Memory, *arguments: Any) -> Any:
+        if isinstance(request, Unregister) and refusals:
+            raise refusals.pop()
+        return manage(request, *arguments)
+
+    monkeypatch.setattr(client._transport, "memory", refuse)
+    client.set_image(photo(seed=2))
+    second = region_of(client.embedding).name
+    assert len(refusals) == 2 and {first, second} <= known_to(server)
+    client.close()
+    assert not refusals and not {first, second} & known_to(server)
+
+
+def test_a_server_that_does_not_let_go_holds_up_no_close(
+    server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = shared(server.url)
+    client.set_image(photo())
+    name = region_of(client.embedding).name
+    with monkeypatch.context() as patch:
+
+        def refuse(request: Memory, *_: Any) -> Any:
+            raise InferenceError(f"Cannot unregister {name}, it is currently in use.")
+
+        patch.setattr(client._transport, "memory", refuse)
+        started = time.monotonic()
+        client.close()
+        assert time.monotonic() - started < 5
+    # The next one sees to it.
+    with shared(server.url) as another:
+        another.set_image(photo())
+        assert name not in known_to(server)
 
 
 CRASH = """

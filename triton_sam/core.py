@@ -74,6 +74,8 @@ DEFAULT_URL = "localhost:8000"
 _POLL_S = 0.2
 _SHORTEST_S = 0.001
 _TAKE_BACK_S = 2.0
+_TAKE_BACK_POLL_S = 0.02
+_LAST_TAKE_BACK_S = 0.5
 # A model may be swapped while it serves, without a failed call that would tell us.
 _VERSION_AGE_S = 10.0
 
@@ -396,13 +398,26 @@ class ClientCore:
     def take_back(self) -> Flow[None]:
         """Have the server forget the memory that is not used any more.
 
-        What it is still at work on, after a call that was given up, is left to the next client.
+        It refuses for a moment after it has answered, and while it is at work on a call that was
+        given up. Then it is asked again with the next image; a closed client asks for a little
+        longer, and leaves what is still in use to the next client.
         """
-        while (name := self._regions.take_released()) is not None:
-            try:
-                yield Exchange(partial(_memory, Unregister(name), _TAKE_BACK_S))
-            except ServerError as exc:
-                logger.debug("%s is left with the server: %s", name, exc)
+        end = time.monotonic() + (_LAST_TAKE_BACK_S if self.closed else 0.0)
+        while True:
+            refused = []
+            while (name := self._regions.take_released()) is not None:
+                try:
+                    yield Exchange(partial(_memory, Unregister(name), _TAKE_BACK_S))
+                except InferenceError as exc:
+                    logger.debug("%s is still with the server: %s", name, exc)
+                    refused.append(name)
+                except ServerError as exc:
+                    logger.debug("%s is left with the server: %s", name, exc)
+            for name in refused:
+                self._regions.forget(name)
+            if not refused or time.monotonic() >= end:
+                return
+            yield Pause(_TAKE_BACK_POLL_S)
 
     def _model_version(self, deadline: Deadline) -> Flow[str | None]:
         """What tells the served models from others; ``None`` where it has to be known and isn't."""
