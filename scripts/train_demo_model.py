@@ -65,8 +65,9 @@ model that ships were such runs; they brought these means on scenes 0 to 59:
        15                1,946    3e-4         0.72          not measured
        16                  580  1.2e-4         0.76        0.872  0.906              0.918
 
-In stages 13 to 15 only 0.3 of the trays were trained on, which made clicks spill into look-alikes;
-in the last one 0.7 were.  From stage 14 on errors outside of a box that was the prompt weigh more.
+In stages 13 to 15 only 0.3 of the trays were trained on, and clicks came to spill into look-alikes;
+in the last one 0.7 were, and they did so less.  What the trays did alone was not measured.
+From stage 14 on errors outside of a box that was the prompt weigh more.
 340 steps at 512 px, the rate still high, made one click worse at 1024 px.
 """
 

@@ -30,7 +30,7 @@ SMALL_AREA = 0.004
 TRAY = 14
 """Scenes of as many objects or more are trays of look-alikes, which are learnt first."""
 TRAYS_TAKEN = 0.7
-"""Share of the trays drawn that is trained on; with 0.3 clicks began to spill into look-alikes."""
+"""Share of the trays drawn that is trained on. With 0.3 clicks came to spill into look-alikes."""
 SMALLEST_AREA = 0.0012
 """Visible area, as a fraction of the image, from which on an object is asked for."""
 
