@@ -463,11 +463,10 @@ class TestBrokenModels:
 
 @pytest.fixture
 def backend(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The backend's module; what it runs with is only there inside the server."""
+    """The backend's module; Triton's side of it is only there inside the server."""
     utils = ModuleType("triton_python_backend_utils")
     monkeypatch.setattr(utils, "TritonModelException", ValueError, raising=False)
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", utils)
-    monkeypatch.setitem(sys.modules, "onnxruntime", ModuleType("onnxruntime"))
     monkeypatch.setenv("TRITON_SAM_PACKAGE", str(Path(triton_sam.__file__).parent))
     path = Path(host.__file__).with_name("backends") / "onnxruntime" / "model.py"
     spec = importlib.util.spec_from_file_location("backend_model", path)
@@ -488,6 +487,15 @@ class TestBackend:
         config["parameters"]["intra_op_thread_count"]["string_value"] = "many"
         with pytest.raises(ValueError, match="'many', expected a whole number"):
             backend.thread_count(config, "intra_op_thread_count", 8)
+
+    def test_it_leaves_memory_and_processors_to_others(self, backend: ModuleType) -> None:
+        # As the predictor's sessions: without these two SAM 3's encoder takes 11.7 GB, not 7.4,
+        # and each click keeps the processors busy for as long again.
+        options = backend.options_of({}, on_cpu=True)
+        assert not options.enable_mem_pattern
+        assert options.get_session_config_entry("session.force_spinning_stop") == "1"
+        assert options.inter_op_num_threads == 1
+        assert backend.options_of({}, on_cpu=False).enable_mem_pattern
 
     def test_two_logical_processors_of_a_core_count_once(self, tmp_path: Path) -> None:
         for number, siblings in enumerate(["0,2", "1,3", "0,2", "1,3"]):

@@ -1,10 +1,11 @@
-"""How many threads an inference is to use on this machine."""
+"""How an inference uses this machine: its threads and its memory."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 
 def default_threads() -> int:
@@ -33,3 +34,17 @@ def cpu_quota(file: Path, default: int) -> int:
     """How many processors a container's limit amounts to; ``default`` without a limit."""
     quota, _, period = (file.read_text() if file.exists() else "").partition(" ")
     return -(-int(quota) // int(period)) if quota.isdigit() else default
+
+
+def session_options(*, on_cpu: bool = True) -> Any:
+    """ONNX Runtime's options for whatever runs a model of ours, on a CPU or not."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3  # errors: its warnings are about how a graph was exported
+    # Threads would look for work for as long again as a run took, on processors that others need.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    # With plans for the memory of each shape SAM 3's encoder takes 11.7 GB of a CPU's instead of
+    # 7.4 and is 5 % slower; SAM 2.1's is 1 % faster.
+    options.enable_mem_pattern = not on_cpu
+    return options

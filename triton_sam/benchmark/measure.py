@@ -36,8 +36,8 @@ class Plan:
     ``budget_s``: of the whole measurement, warm-up included. ``precision``: half the width of
     the median's 95 % interval, as a share of the median, that is narrow enough. ``warmup``: how
     many rounds are thrown away; fewer when they would take a third of the budget. ``pause_s``:
-    before each run, so that the threads of the one before have stopped spinning: Triton's ONNX
-    Runtime spins for 28 ms after a decoder's run.
+    before each run, so that the threads of the one before have stopped spinning: ONNX Runtime as
+    Triton's own backend has it spins for 28 ms after a decoder's run.
     """
 
     budget_s: float = 30.0

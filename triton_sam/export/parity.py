@@ -17,11 +17,11 @@ from PIL import Image
 from ..client import SAM2TritonClient
 from ..errors import InferenceError, ModelNotReadyError
 from ..images import load_image
-from ..predictor.engine import Device, Engine, session_options
+from ..predictor.engine import Device, Engine
 from ..predictor.messages import PredictorError, Request
 from ..predictor.service import Predictor as Service
 from ..predictor.settings import Settings
-from ..processors import default_threads
+from ..processors import default_threads, session_options
 from ..protocol import Call, Served
 from ..specs import Family
 from ..specs.predictor import predictor_model
@@ -101,7 +101,7 @@ class OnnxRuntimeTransport:
     """Runs the pair in this process, in place of a server."""
 
     def __init__(self, files: Mapping[str, Path]) -> None:
-        options = session_options(Device())
+        options = session_options()
         self._sessions = {
             name: onnxruntime.InferenceSession(
                 str(path), options, providers=["CPUExecutionProvider"]

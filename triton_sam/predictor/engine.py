@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..files import sha256
+from ..processors import session_options
 from ..protocol import Call, Served
 from ..specs import MANIFEST_FILE, Family, Model
 from ..specs.split import Split, split_decoder
@@ -161,24 +162,10 @@ def _file(root: Path, model: Model) -> Path:
     return (root / model.name / "1" / model.file).resolve()
 
 
-def session_options(device: Device) -> Any:
-    """ONNX Runtime's options for whatever runs a model of ours on ``device``."""
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.log_severity_level = 3  # errors: its warnings are about how a graph was exported
-    # Threads would look for work for as long again as a run took, on processors that others need.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    # With plans for the memory of each shape SAM 3's encoder takes 11.7 GB of a CPU's instead of
-    # 7.4 and is 5 % slower; SAM 2.1's is 1 % faster.
-    options.enable_mem_pattern = device.name != "cpu"
-    return options
-
-
 def _session(root: Path, device: Device, threads: int, model: Model) -> Any:
     import onnxruntime as ort
 
-    options = session_options(device)
+    options = session_options(on_cpu=device.name == "cpu")
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     path = str(_file(root, model))

@@ -8,8 +8,9 @@ container has Triton's own backend, in C++, and does not use this file.
 What it keeps of that backend: the configuration is checked against the graph when the model
 loads; an input is optional in the configuration exactly when the graph has a default for it; the
 parameters ``intra_op_thread_count`` and ``inter_op_thread_count`` are read. What differs: only
-the requested outputs are computed, and a request that its client has cancelled is not run.
-Text tensors (``TYPE_STRING``) and ``reshape`` are refused.
+the requested outputs are computed, a request that its client has cancelled is not run, and
+sessions have the options of :func:`triton_sam.processors.session_options`. Text tensors
+(``TYPE_STRING``) and ``reshape`` are refused.
 
 It runs in the server's private environment, where the package's client is not installed: the one
 module that it needs of the package comes from ``TRITON_SAM_PACKAGE``, the package's folder.
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ....processors import default_threads
+    from ....processors import default_threads, session_options
 
     # Neither is installed where this file is type-checked.
     ort: Any
@@ -38,7 +39,7 @@ else:
     _part = types.ModuleType("triton_sam_part")
     _part.__path__ = [os.environ["TRITON_SAM_PACKAGE"]]
     sys.modules.setdefault("triton_sam_part", _part)
-    from triton_sam_part.processors import default_threads
+    from triton_sam_part.processors import default_threads, session_options
 
 TENSOR_TYPES = {
     "TYPE_BOOL": "tensor(bool)",
@@ -68,10 +69,9 @@ class TritonPythonModel:
             args["model_instance_device_id"],
             ort.get_available_providers(),
         )
+        options = options_of(config, on_cpu=len(providers) == 1)
         try:
-            session = ort.InferenceSession(
-                str(path), sess_options=session_options(config), providers=providers
-            )
+            session = ort.InferenceSession(str(path), sess_options=options, providers=providers)
         except Exception as exc:
             # The classes that ONNX Runtime raises have no base of their own.
             raise pb_utils.TritonModelException(f"{path.name} cannot be loaded: {exc}") from exc
@@ -129,10 +129,9 @@ def execution_providers(kind: str, device_id: str, available: Sequence[str]) -> 
     return providers
 
 
-def session_options(config: Mapping[str, Any]) -> Any:
+def options_of(config: Mapping[str, Any], *, on_cpu: bool) -> Any:
     """How ONNX Runtime runs the model."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 3  # errors: its warnings are about how a graph was exported
+    options = session_options(on_cpu=on_cpu)
     options.intra_op_num_threads = thread_count(config, "intra_op_thread_count", default_threads())
     options.inter_op_num_threads = thread_count(config, "inter_op_thread_count", 1)
     return options
