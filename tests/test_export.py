@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import runpy
 import subprocess
 import sys
@@ -34,6 +35,34 @@ from triton_sam.specs import FAMILIES
 DEMO_CFG = "sam2.1_demo.yaml"
 ASSETS = Path(triton_sam.__file__).parent / "assets"
 ROOT = Path(__file__).parent.parent
+
+
+_FREED = """
+import numpy as np
+from triton_sam.export.memory import give_back_memory
+from pathlib import Path
+
+def resident_mb():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 >> 20
+
+arrays = [np.ones(1 << 20, np.uint8) for _ in range(400)]
+kept = arrays[-1]  # glibc by itself gives back only what lies above all that is in use
+del arrays
+before = resident_mb()
+give_back_memory()
+print(before, resident_mb())
+"""
+
+
+def test_freed_memory_is_given_back() -> None:
+    # So that arrays of this size are no mappings of their own, as most weights are none.
+    environment = {**os.environ, "MALLOC_MMAP_MAX_": "0"}
+    ran = subprocess.run(
+        [sys.executable, "-c", _FREED], env=environment, capture_output=True, text=True, check=True
+    )
+    before, after = map(int, ran.stdout.split())
+    assert before > 400
+    assert after < before - 350
 
 
 def test_the_repository_is_as_the_table_says(each: Exported) -> None:

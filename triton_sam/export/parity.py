@@ -26,6 +26,7 @@ from ..protocol import Call, Served
 from ..specs import Family
 from ..specs.predictor import predictor_model
 from ..transport import Transport
+from .memory import give_back_memory
 
 LOGIT_TOLERANCE = 1e-3
 """Largest difference of a logit allowed, as a share of the largest logit of the call."""
@@ -238,11 +239,13 @@ def _compare(
 ) -> list[Difference]:
     images = {**noise(), **photos(1)} if images is None else images
     with SAM2TritonClient(transport=transport, model_type=family.name) as client:
-        return [
+        found = [
             difference
             for name, image in images.items()
             for difference in compare_image(client, predictor, image, name, tie)
         ]
+    give_back_memory()  # the sessions are closed; what is compared next loads its own
+    return found
 
 
 def noise() -> dict[str, Image.Image]:

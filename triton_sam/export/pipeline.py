@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import resource
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from .. import repository
 from ..errors import ExportError, InvalidInputError
 from ..specs import Family
 from . import onnx
+from .memory import give_back_memory, peak_memory_mb
 from .parity import Difference, Predictor, Remembering, compare, compare_served
 from .precision import halve
 from .split import trace_split
@@ -125,6 +125,7 @@ def _prove(
 def _step(bar: tqdm[Any], title: str) -> Iterator[None]:
     bar.set_postfix_str(title)
     yield
+    give_back_memory()
     bar.update()
 
 
@@ -157,7 +158,7 @@ def _describe_proof(differences: list[Difference], seconds: float) -> dict[str, 
     return {
         "parity": [difference.as_dict() for difference in differences],
         "seconds": round(seconds, 1),
-        "peak_memory_mb": _peak_memory_mb(),
+        "peak_memory_mb": peak_memory_mb(),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
 
@@ -169,8 +170,3 @@ def _require_parity(differences: list[Difference]) -> None:
             f"The exported model differs from the PyTorch model in {len(failed)} of "
             f"{len(differences)} comparisons; nothing was installed. The first: {failed[0]}."
         )
-
-
-def _peak_memory_mb() -> int:
-    """Largest resident size of this process so far (Linux counts it in KiB)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
