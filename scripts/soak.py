@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,8 +48,10 @@ from triton_sam.server import EmbeddedServer
 _IMAGES = 3
 _POINTS = 6
 _SIZE = 200
-# Nobody answers for about five seconds while the server restarts.
-_PATIENT = Retries(attempts=40, backoff_s=0.2, max_backoff_s=1.0)
+# Nobody answers while the server restarts: for five seconds, or many more on a busy machine. How
+# long a call waits for it is the deadline's to say; no number of attempts ends it before.
+_DEADLINE_S = 120
+_PATIENT = Retries(attempts=10 * _DEADLINE_S, backoff_s=0.2, max_backoff_s=1.0)
 
 
 @dataclass
@@ -101,7 +104,7 @@ class Soak:
 
     async def run(self) -> Figures:
         """Carry all calls out and count."""
-        options = TransportOptions(timeout_s=120, retries=_PATIENT)
+        options = TransportOptions(timeout_s=_DEADLINE_S, retries=_PATIENT)
         async with SpeculativeSAM2Client(self._server.url, options=options) as client:
             embeddings = [await client.encode(image) for image in self._images]
             for embedding in embeddings:
@@ -114,7 +117,7 @@ class Soak:
             warm = max(self._calls // 10, min(500, self._calls // 2))
             for calls in (warm, self._calls):
                 sessions = (self._session(client, n, calls) for n in range(self._sessions))
-                await asyncio.gather(*sessions)
+                await _unless_fails(restarting, asyncio.gather(*sessions))
                 self.figures.memory_early_mb = self.figures.memory_end_mb
                 self.figures.memory_end_mb = _memory_mb()
             await restarting
@@ -247,6 +250,15 @@ class Soak:
             self.figures.restarts += 1
             await asyncio.sleep(2)  # what failed meanwhile says so within this time
             self._down = False
+
+
+async def _unless_fails(beside: asyncio.Task[None], work: asyncio.Future[Any]) -> None:
+    """Await ``work``, unless ``beside`` fails first: then that is what went wrong."""
+    ends: set[asyncio.Future[Any]] = {beside, work}
+    done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    if beside in done:
+        beside.result()
+    await work
 
 
 def soak(repository: Path, calls: int, sessions: int = 8, restarts: int = 2) -> Figures:

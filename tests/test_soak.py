@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
+import pytest
 import soak
 import soak_store
 from conftest import Exported
 
+from triton_sam.errors import PortInUseError
 from triton_sam.images import load_image
+from triton_sam.server import EmbeddedServer
 
 
 def test_nothing_is_lost_wrong_or_left_behind(exported: Exported) -> None:
@@ -21,6 +24,21 @@ def test_nothing_is_lost_wrong_or_left_behind(exported: Exported) -> None:
     assert figures.outcomes["answered"] > 100 and figures.outcomes["cancelled"] > 20
     # Too short for memory to settle: the long one holds it to 50 MB.
     assert figures.growth_mb < 300
+
+
+def test_a_restart_that_fails_ends_the_soak(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, starts = EmbeddedServer.start, iter([True, False])
+
+    def once(server: EmbeddedServer) -> EmbeddedServer:
+        if next(starts):
+            return start(server)
+        raise PortInUseError("taken meanwhile")
+
+    monkeypatch.setattr(EmbeddedServer, "start", once)
+    with pytest.raises(PortInUseError, match="taken meanwhile"):
+        soak.soak(exported.repository, calls=30, restarts=1)
 
 
 def test_every_image_is_answered_as_itself_from_a_small_store_over_a_kill() -> None:
