@@ -148,5 +148,5 @@ def test_many_pointers_at_once(server: EmbeddedServer) -> None:
     assert load.sent < load.requested
     assert load.clicks >= 3 and 0 < load.click_p50_ms <= load.click_p99_ms
     assert load.singles >= 3 and load.single_p50_ms > 0
-    # How long it takes is for scripts/measure_hover.py; a test may run on a machine that stalls.
-    assert load.settle_ms > 0
+    # On a quiet machine 1.5 (scripts/measure_hover.py, 20 sessions); here other tests run too.
+    assert 0 < load.settle_ratio < 4
