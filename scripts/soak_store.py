@@ -364,7 +364,9 @@ def read_metrics(url: str) -> dict[str, float]:
     """The predictor's counts by name, without the common prefix."""
     with urllib.request.urlopen(url, timeout=5) as page:
         found = re.findall(
-            rf'^triton_sam_(\w+){{model="{_MODEL}"}} (\S+)$', page.read().decode(), re.M
+            rf'^triton_sam_(\w+){{device="cpu",model="{_MODEL}"}} (\S+)$',
+            page.read().decode(),
+            re.M,
         )
     return {name: float(value) for name, value in found}
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pytest
 import tritonclient.grpc
 from conftest import Exported
+from test_predictor import counted, settled
 
 from triton_sam import SAM2TritonClient, cli
 from triton_sam.admin import reload
@@ -149,12 +150,15 @@ def test_a_predictor_is_swapped_under_load_without_a_failed_request(
         # As the exporter does: Triton looks for changes in the model's own folder alone.
         (repository / PREDICTOR / "1" / "pair.json").write_text("{}")
         (done,) = reload([PREDICTOR], controlled.http_url, KEY)
+        decodes = counted(controlled, "decodes_total")
         counts = [len(thread.answers) for thread in clicks]
         for thread, count in zip(clicks, counts, strict=True):
             while thread.error is None and len(thread.answers) < count + 3:
                 thread.join(0.02)
             thread.stop.set()
             thread.join(60)
+        # The new one counts on where the old one ended, and answers once it has.
+        assert settled(controlled, "decodes_total", decodes + 1) > decodes > 0
         after, _ = client.predict(**PROMPT)
         for model in PAIR:
             swap(model, tmp_path / model, repository)

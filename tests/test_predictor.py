@@ -34,6 +34,9 @@ from triton_sam.export.parity import OnnxRuntimeTransport
 from triton_sam.protocol import Arrays, Call
 from triton_sam.repository import check
 from triton_sam.server import EmbeddedServer
+from triton_sam.server.install import Installation
+from triton_sam.server.models import Models
+from triton_sam.server.run import RunFolder
 from triton_sam.specs.predictor import predictor_model
 from triton_sam.transport import Endpoint, Transport, open_transport
 
@@ -54,7 +57,9 @@ def ask(way: Transport, outputs: tuple[str, ...], **inputs: Any) -> Arrays:
 def counted(server: EmbeddedServer, metric: str) -> float:
     with urllib.request.urlopen(server.metrics_url) as page:
         found = re.search(
-            rf'^triton_sam_{metric}{{model="{MODEL}"}} (\S+)$', page.read().decode(), re.M
+            rf'^triton_sam_{metric}{{device="cpu",model="{MODEL}"}} (\S+)$',
+            page.read().decode(),
+            re.M,
         )
     assert found is not None, metric
     return float(found[1])
@@ -127,6 +132,24 @@ def test_its_counts_are_on_the_page_of_metrics(server: EmbeddedServer, way: Tran
     assert counted(server, "encodes_total") == encodes + 1
     assert counted(server, "store_images") >= 1
     assert counted(server, "store_bytes") >= 16_777_216
+
+
+def test_its_process_ends_as_it_should(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Metrics that it destroys would crash it."""
+    ends, fill = tmp_path / "ends", RunFolder.fill
+
+    def watched(folder: RunFolder, installation: Installation, models: Models) -> None:
+        fill(folder, installation, models)
+        stub = folder.backends / "python" / "triton_python_backend_stub"
+        program = stub.rename(stub.with_name("program"))
+        stub.write_text(f'#!/bin/sh\n"{program}" "$@"\necho $? "$@" >> "{ends}"\n')
+        stub.chmod(0o755)
+
+    monkeypatch.setattr(RunFolder, "fill", watched)
+    with EmbeddedServer(demo_repository(), models=["*_predictor"]) as server:
+        counted(server, "encodes_total")
+    (status,) = [line.split()[0] for line in ends.read_text().splitlines() if MODEL in line]
+    assert status == "0"
 
 
 def test_of_a_hundred_clicks_that_wait_the_cancelled_are_not_decoded(

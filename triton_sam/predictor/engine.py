@@ -44,6 +44,9 @@ class Device:
         )
         return [*cuda, "CPUExecutionProvider"]
 
+    def __str__(self) -> str:
+        return f"{self.name}:{self.number}" if self.name == "cuda" else self.name
+
 
 class Engine:
     """The encoder and the decoder of ``family``, from the model repository ``root``.

@@ -7,6 +7,7 @@ imported from ``TRITON_SAM_PACKAGE``, the package's folder, without running its 
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import sys
@@ -64,7 +65,8 @@ class TritonPythonModel:
         except Exception as exc:
             # The classes that ONNX Runtime raises have no base of their own.
             raise pb_utils.TritonModelException(f"{spec.encoder.name}: {exc}") from exc
-        self._metrics = Metrics(args["model_name"], self._predictor)
+        labels = {"model": args["model_name"], "device": str(device)}
+        self._metrics = Metrics(labels, self._predictor)
 
     def execute(self, requests: Sequence[Any]) -> None:
         """Take requests; each is answered when its turn comes, from another thread."""
@@ -91,16 +93,19 @@ def _shared(settings: Settings, engine: Engine, root: Path) -> Shared | None:
 
 
 class Metrics:
-    """The store's counts on Triton's page of metrics, a second behind at most."""
+    """The store's counts on Triton's page of metrics, a second behind at most.
 
-    def __init__(self, model: str, predictor: Predictor) -> None:
+    ``labels``: tell predictors apart that run at the same time.
+    """
+
+    def __init__(self, labels: Mapping[str, str], predictor: Predictor) -> None:
         self._predictor = predictor
         self._gauges = {
-            name: self._metric(name, text, pb_utils.MetricFamily.GAUGE, model)
+            name: self._metric(name, text, pb_utils.MetricFamily.GAUGE, labels)
             for name, text in GAUGES.items()
         }
         self._counters = {
-            name: self._metric(f"{name}_total", text, pb_utils.MetricFamily.COUNTER, model)
+            name: self._metric(f"{name}_total", text, pb_utils.MetricFamily.COUNTER, labels)
             for name, text in COUNTERS.items()
         }
         self._counted = dict.fromkeys(COUNTERS, 0)
@@ -113,19 +118,31 @@ class Metrics:
         self._thread.join()
 
     @staticmethod
-    def _metric(name: str, text: str, kind: Any, model: str) -> Any:
+    def _metric(name: str, text: str, kind: Any, labels: Mapping[str, str]) -> Any:
         family = pb_utils.MetricFamily(name=f"triton_sam_{name}", description=text, kind=kind)
-        # A metric's family has to live as long as the metric.
-        return family, family.Metric(labels={"model": model})
+        metric = family.Metric(labels=dict(labels))
+        _keep_for_good(family)
+        _keep_for_good(metric)
+        return metric
 
     def _work(self) -> None:
         while not self._over.wait(1.0):
             counts = self._predictor.counts()
-            for name, (_, gauge) in self._gauges.items():
+            for name, gauge in self._gauges.items():
                 gauge.set(counts[name])
-            for name, (_, counter) in self._counters.items():
+            for name, counter in self._counters.items():
                 counter.increment(counts[name] - self._counted[name])
                 self._counted[name] = counts[name]
+
+
+def _keep_for_good(metric: Any) -> None:
+    """Let a metric, or its family, live until the process is gone.
+
+    Whoever destroys one takes it from every process with the same labels, and Triton crashes when
+    the next one counts: a predictor that was reloaded (server issue 8663). Triton 2.51 crashes the
+    process itself when it destroys one at its end (8662).
+    """
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(metric))
 
 
 def _read(request: Any) -> Request:
