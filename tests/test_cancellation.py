@@ -143,10 +143,11 @@ def test_hovering_over_a_real_server(server: EmbeddedServer) -> None:
 
 
 def test_many_pointers_at_once(server: EmbeddedServer) -> None:
-    load = asyncio.run(measure_hover_load(server.url, sessions=5, hovers=12))
-    assert (load.sessions, load.requested, load.right, load.failed) == (5, 60, 5, 0)
+    load = asyncio.run(measure_hover_load(server.url, sessions=5, hovers=12, strokes=3))
+    assert (load.sessions, load.right, load.failed) == (5, 5, 0)
+    assert load.requested >= 180 and load.requested % 36 == 0
     assert load.sent < load.requested
     assert load.clicks >= 3 and 0 < load.click_p50_ms <= load.click_p99_ms
     assert load.singles >= 3 and load.single_p50_ms > 0
-    # On a quiet machine 1.5 (scripts/measure_hover.py, 20 sessions); here other tests run too.
-    assert 0 < load.settle_ratio < 4
+    # 1.2 to 1.4 in 20 tries alone, 0.9 to 1.5 in 10 beside two busy processes.
+    assert 0 < load.settle_ratio < 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from .hover import Hover, HoverResult
 from .speculative_client import SpeculativeSAM2Client
 
 _IMAGE_SIZE = (480, 640)
+_LEAST = 3
 
 Open = Callable[[], SpeculativeSAM2Client]
 
@@ -30,7 +32,8 @@ class HoverLoad:
     the last position to its mask, median over the strokes of all sessions. ``single_p50_ms``: of
     one more pointer that asks for one position at a time under the same load, ``singles`` of them.
     ``click_p50_ms`` and ``click_p99_ms``: a click from one more client, which a predictor answers
-    before hovers; ``clicks`` of them.
+    before hovers; ``clicks`` of them. Of singles and clicks those count that ended while the
+    pointers moved.
     """
 
     sessions: int
@@ -68,8 +71,9 @@ async def measure_hover_load(
 ) -> HoverLoad:
     """Move ``sessions`` pointers over an image of noise, ``hovers`` positions at ``rate_hz`` each.
 
-    ``strokes``: how often; after each the pointers rest until they have their masks.
-    ``embedding``: where it is kept. Raises what the client raises.
+    ``strokes``: how often at least; after each the pointers rest until they have their masks, and
+    they go on until there are three singles and three clicks. ``embedding``: where it is kept.
+    Raises what the client raises.
     """
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (*_IMAGE_SIZE, 3), dtype=np.uint8)
@@ -79,14 +83,22 @@ async def measure_hover_load(
         paths = [_path(rng, hovers * strokes) for _ in range(sessions)]
         await client.predict([paths[0][0]], [1], embedding=image)  # the first one is slow
         over = asyncio.Event()
-        clicking = asyncio.create_task(_click(open_client, image, over))
-        pointing = asyncio.create_task(_point(open_client, image, over))
+        clicks: list[float] = []
+        singles: list[float] = []
+        clicking = asyncio.create_task(_click(open_client, image, over, clicks))
+        pointing = asyncio.create_task(_point(open_client, image, over, singles))
+
+        def enough() -> bool:
+            # One that has ended before its time has failed, and says so below.
+            failed = clicking.done() or pointing.done()
+            return failed or min(len(clicks), len(singles)) >= _LEAST
+
         pointers = [_Pointer(client, image, path, hovers, rate_hz) for path in paths]
         try:
-            await asyncio.gather(*(pointer.run() for pointer in pointers))
+            await asyncio.gather(*(pointer.run(enough) for pointer in pointers))
         finally:
             over.set()
-            clicks, singles = await clicking, await pointing
+            await asyncio.gather(clicking, pointing)
         right = [await _is_right(client, image, pointer) for pointer in pointers]
     statuses = [pointer.hover.status for pointer in pointers]
     return HoverLoad(
@@ -122,10 +134,13 @@ class _Pointer:
         self._hovers = hovers
         self._period_s = 1 / rate_hz
 
-    async def run(self) -> None:
+    async def run(self, enough: Callable[[], bool]) -> None:
+        """All strokes, and all of them again until there is enough of what is measured."""
         async with self.hover as hover:
-            for start in range(0, len(self.path), self._hovers):
+            for start in itertools.cycle(range(0, len(self.path), self._hovers)):
                 await self._stroke(hover, self.path[start : start + self._hovers])
+                if start + self._hovers >= len(self.path) and enough():
+                    return
 
     async def _stroke(self, hover: Hover, positions: Sequence[tuple[float, float]]) -> None:
         # By the clock, not by pauses: a busy event loop must not slow the pointer down.
@@ -138,27 +153,32 @@ class _Pointer:
         self.settled_s.append(time.perf_counter() - moved)
 
 
-async def _click(open_client: Open, image: Embedding, over: asyncio.Event) -> list[float]:
-    """Seconds of single clicks, one after the other, until it is over; at least three."""
-    seconds: list[float] = []
+async def _click(
+    open_client: Open, image: Embedding, over: asyncio.Event, seconds: list[float]
+) -> None:
+    """Clicks, one after the other, until it is over; appends what each took to ``seconds``."""
     async with open_client() as client:
-        while not over.is_set() or len(seconds) < 3:
+        while not over.is_set():
             begun = time.perf_counter()
             await client.predict([[100, 100]], [1], embedding=image)
-            seconds.append(time.perf_counter() - begun)
-    return seconds
+            _append(seconds, begun, over)
 
 
-async def _point(open_client: Open, image: Embedding, over: asyncio.Event) -> list[float]:
-    """Seconds of a pointer's single positions, each after the last one's mask; at least three."""
-    seconds: list[float] = []
+async def _point(
+    open_client: Open, image: Embedding, over: asyncio.Event, seconds: list[float]
+) -> None:
+    """A pointer's single positions, each after the last one's mask; likewise."""
     async with open_client() as client, client.hover(image) as hover:
-        while not over.is_set() or len(seconds) < 3:
+        while not over.is_set():
             begun = time.perf_counter()
             hover.move(100, 100)
             await hover.settled()
-            seconds.append(time.perf_counter() - begun)
-    return seconds
+            _append(seconds, begun, over)
+
+
+def _append(seconds: list[float], begun: float, over: asyncio.Event) -> None:
+    if not over.is_set():  # the load has gone while the others waited
+        seconds.append(time.perf_counter() - begun)
 
 
 async def _is_right(client: SpeculativeSAM2Client, image: Embedding, pointer: _Pointer) -> bool:
