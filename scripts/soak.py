@@ -256,7 +256,10 @@ async def _unless_fails(beside: asyncio.Task[None], work: asyncio.Future[Any]) -
     """Await ``work``, unless ``beside`` fails first: then that is what went wrong."""
     ends: set[asyncio.Future[Any]] = {beside, work}
     done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-    if beside in done:
+    if beside in done and beside.exception() is not None:
+        work.cancel()
+        with suppress(asyncio.CancelledError):
+            await work
         beside.result()
     await work
 
