@@ -84,7 +84,7 @@ def test_it_ends_when_the_time_is_up() -> None:
     plan = Plan(budget_s=0.3, precision=0, warmup=1, pause_s=0)
     started = time.perf_counter()
     interleave({"a": Noted("a", 0.02, [])}, plan)
-    assert 0.2 <= time.perf_counter() - started < 2
+    assert 0.2 <= time.perf_counter() - started < 5
 
 
 def test_no_round_begins_that_would_end_after_the_time() -> None:
@@ -519,7 +519,7 @@ def test_a_cold_start_may_take_as_long_as_what_follows(monkeypatch: pytest.Monke
     with stub_triton.running([150]) as url:
         steps = cold.cold_start(url, Which("sam2"), source)
         assert list(steps) == ["first set_image", "first click", "second set_image", "second click"]
-        assert 0.15 <= steps["second click"] < 1
+        assert 0.15 <= steps["second click"] < 5
         monkeypatch.setattr(cold, "OPTIONS", TransportOptions(timeout_s=0.1))
         with pytest.raises(ServerTimeoutError, match=r"0\.1"):
             cold.cold_start(url, Which("sam2"), source)

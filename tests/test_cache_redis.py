@@ -220,7 +220,7 @@ def test_nobody_listens() -> None:
     started = time.monotonic()
     for _ in range(20):
         assert_equal(cache.get_or_encode(embedding().key, embedding), embedding())
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 5
     assert cache.stats().tiers[1].errors == 2
     cache.close()
 

@@ -255,7 +255,7 @@ def test_readiness(client: SAM2TritonClient, transport: FakeTransport) -> None:
     started = time.monotonic()
     with pytest.raises(ServerTimeoutError, match=r"within 0\.5 s\. still loading"):
         client.wait_until_ready(timeout_s=0.5)
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 5
 
 
 def test_an_embedding_can_be_kept(

@@ -283,14 +283,14 @@ def test_a_cancelled_encoding_is_taken_over() -> None:
 
 
 def test_waiting_for_another_call_ends_in_time() -> None:
-    transport = SlowTransport(1.5)
+    transport = SlowTransport(3)
     with SAM2TritonClient(transport=transport) as client, ThreadPoolExecutor(1) as pool:
         begun = pool.submit(client.encode, photo())
         assert transport.encoding.wait(5)
         started = time.monotonic()
         with pytest.raises(ServerTimeoutError, match="another call still encodes the same image"):
             client.encode(photo(), timeout_s=0.3)
-        assert time.monotonic() - started < 1.2
+        assert time.monotonic() - started < 2.5
         assert begun.result().original_size == (300, 400)
 
 

