@@ -80,14 +80,14 @@ def test_percentiles_are_those_that_the_server_was_told() -> None:
         ):
             samples = interleave({"ask": Ask(transport, watch)}, plan)["ask"]
         found = Series("click", "", "", "subject", samples.seconds, True).percentiles
-        # A busy machine keeps the stub itself waiting, which it says: then it is asked again.
+        # A busy machine keeps the stub waiting, which it says, or us: then it is asked again.
         given = percentiles([details["request"] for details in samples.details])
-        if given["p50"] <= 1.02 * told["p50"]:
+        agreed = pytest.approx(given, rel=0.02)
+        if given["p50"] <= 1.02 * told["p50"] and found == agreed:
             break
     assert given["p50"] == pytest.approx(told["p50"], rel=0.1)
-    for name, value in given.items():
-        assert value >= 0.999 * told[name]
-        assert found[name] == pytest.approx(value, rel=0.02), name
+    assert all(value >= 0.999 * told[name] for name, value in given.items())
+    assert found == agreed
 
 
 @pytest.fixture(scope="module")
