@@ -135,7 +135,7 @@ def test_its_counts_are_on_the_page_of_metrics(server: EmbeddedServer, way: Tran
 
 
 def test_its_process_ends_as_it_should(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Metrics that it destroys would crash it."""
+    """Metrics that it destroys would crash it, and arrays of requests that it still holds."""
     ends, fill = tmp_path / "ends", RunFolder.fill
 
     def watched(folder: RunFolder, installation: Installation, models: Models) -> None:
@@ -148,6 +148,10 @@ def test_its_process_ends_as_it_should(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(RunFolder, "fill", watched)
     with EmbeddedServer(demo_repository(), models=["*_predictor"]) as server:
         counted(server, "encodes_total")
+        with closing(open_transport(server.url)) as way:
+            for outputs in (LOOK, CLICK):
+                with pytest.raises(InferenceError, match="Cannot read"):
+                    ask(way, outputs, encoded_image=text(b"no image"), **point(5, 5))
     (status,) = [line.split()[0] for line in ends.read_text().splitlines() if MODEL in line]
     assert status == "0"
 

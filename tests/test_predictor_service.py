@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import io
+import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +30,7 @@ from triton_sam import (
     SAM2TritonClient,
 )
 from triton_sam.cache import EmbeddingCache, MemoryTier
+from triton_sam.predictor import service
 from triton_sam.predictor.messages import PredictorError, Request
 from triton_sam.predictor.service import Predictor
 from triton_sam.predictor.settings import Settings
@@ -289,6 +293,51 @@ def decoding_stepwise(
             yield predictor, handle, steps, seen
         finally:
             steps.release(10_000)
+
+
+def broken(call: Any) -> Any:
+    raise RuntimeError("it broke")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "breaks", "kind"),
+    [
+        (lambda: {"image": photo(), **point(5, 5)}, "", None),
+        (lambda: {"encoded_image": text(png(photo())), **point(5, 5)}, "", None),
+        (lambda: {"encoded_image": text(b"no image"), **point(5, 5)}, "", "invalid"),
+        (lambda: {"image": np.zeros((0, 5, 3), np.uint8), **point(5, 5)}, "", "invalid"),
+        (lambda: {"image": photo(), **point(np.nan, 5)}, "", "invalid"),
+        (lambda: {"image": photo(), "image_handle": text(b""), "boxes": f32([1])}, "", "invalid"),
+        (lambda: {"image": photo(), **point(5, 5)}, "encode", "failed"),
+        (lambda: {"image": photo(), **point(5, 5)}, "decode", "failed"),
+        (lambda: {"image_handle": text(b"x"), **point(5, 5)}, "", "unknown"),
+        (lambda: {"point_coords": f32([[[5, 5]]])}, "", "invalid"),
+    ],
+)
+def test_a_request_is_let_go_of_once_it_is_answered(
+    inputs: Callable[[], dict[str, np.ndarray]],
+    breaks: str,
+    kind: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its arrays lie in memory that Triton lends, and has taken back when the process ends."""
+    monkeypatch.setattr(service.logger, "disabled", True)  # pytest keeps what is logged
+    with running() as (predictor, engine):
+        if breaks:
+            setattr(engine, breaks, broken)
+        answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        given = inputs()
+        lent = [weakref.ref(array) for array in given.values()]
+        gc.disable()
+        try:
+            outputs = frozenset(("handle", "low_res_logits"))
+            predictor.submit(Request(given, outputs, answers.put))
+            del given
+            assert getattr(answers.get(timeout=10), "kind", None) == kind
+            engine.decoded.clear()
+            until(lambda: not any(array() is not None for array in lent))
+        finally:
+            gc.enable()
 
 
 def until(condition: Callable[[], bool]) -> None:

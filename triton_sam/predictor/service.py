@@ -249,24 +249,22 @@ class Predictor:
             self._on_image(ask)
         if known or under_way is not None:
             return
-        failure: BaseException | None = None
+        failure: PredictorError | None = None
         encoded: Encoded | None = None
         try:
             if not self._fetched(ask.handle, time.monotonic()):
                 encoded = self._encode_content(ask.handle, content)
         except BaseException as exc:
-            failure = exc
+            failure = _as_error(exc)
         with self._lock:
             waiting = self._encodings.pop(ask.handle).waiting
         for one in waiting:
-            _guarded(one.request.reply, partial(self._after_encoding, one, failure))
+            if failure is not None:
+                one.request.reply(failure)
+            else:
+                _guarded(one.request.reply, partial(self._on_image, one))
         if self._shared is not None and encoded is not None:
             self._shared.put(ask.handle, encoded)
-
-    def _after_encoding(self, ask: _Ask, failure: BaseException | None) -> None:
-        if failure is not None:
-            raise failure
-        self._on_image(ask)
 
     def _look(self, ask: _Ask) -> None:
         """Go on with an image that was sent before, perhaps to another predictor."""
@@ -523,6 +521,7 @@ def _started(name: str, jobs: Jobs, prepare: Callable[[], None]) -> threading.Th
         prepare()
         while taken := jobs.take():
             taken[0].run(taken)
+            del taken  # while this waits for others, they are not to be held
 
     thread = threading.Thread(target=work, name=name, daemon=True)
     thread.start()
@@ -554,8 +553,9 @@ def _guarded(reply: Reply, work: Callable[[], None]) -> None:
 
 
 def _as_error(exc: BaseException) -> PredictorError:
+    """What to answer; never ``exc`` itself, whose traceback holds the request and its arrays."""
     if isinstance(exc, PredictorError):
-        return exc
+        return PredictorError(exc.kind, str(exc))
     if isinstance(exc, InvalidInputError):
         return PredictorError("invalid", str(exc))
     if isinstance(exc, InferenceError):

@@ -8,6 +8,7 @@ imported from ``TRITON_SAM_PACKAGE``, the package's folder, without running its 
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import os
 import sys
@@ -77,6 +78,8 @@ class TritonPythonModel:
         """Answer what waits and release the sessions."""
         self._metrics.close()
         self._predictor.close()
+        # What holds itself may hold memory of Triton's, which is gone when Python looks again.
+        gc.collect()
 
 
 def _shared(settings: Settings, engine: Engine, root: Path) -> Shared | None:
