@@ -141,9 +141,9 @@ class Metrics:
 def _keep_for_good(metric: Any) -> None:
     """Let a metric, or its family, live until the process is gone.
 
-    Whoever destroys one takes it from every process with the same labels, and Triton crashes when
-    the next one counts: a predictor that was reloaded (server issue 8663). Triton 2.51 crashes the
-    process itself when it destroys one at its end (8662).
+    Whoever destroys one takes it from every process with the same labels, and Triton crashes or
+    hangs when the next one counts: a predictor that was reloaded (server issue 8663). Triton 2.51
+    crashes the process itself when it destroys one at its end (8662).
     """
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(metric))
 
