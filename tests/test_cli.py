@@ -85,7 +85,7 @@ def test_segment_of_what_is_no_image(
         (["--point", "nan,20"], "got NaN or infinity"),
         (["--point", "1200,20"], "1200"),
         (["--box", "10,10,5,20"], "10"),
-        ([], "Give point_coords"),
+        ([], "Say where the object is: --point X,Y, --box X0,Y0,X1,Y1"),
         (["--point", "285,150", "-o", "no/such/folder/out.png"], ": no/such/folder/out.png"),
     ],
 )

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import PromptError
 from ..specs import FAMILIES
 from .common import Commands, add_repository, command, numbers, served_repository
 
@@ -78,6 +79,8 @@ def add(commands: Commands) -> None:
 def _segment(args: argparse.Namespace) -> int:
     from ..images import load_image
 
+    if not (args.point or args.background or args.box):
+        raise PromptError("Say where the object is: --point X,Y, --box X0,Y0,X1,Y1, or several.")
     image = load_image(args.image)  # a wrong file is said before a server is started
     if not args.embedded:
         return _segment_at(args, image, args.url)
