@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import fakes
@@ -123,7 +124,26 @@ def test_a_case_of_long_operations_gets_as_many_rounds_as_one_of_short_ones() ->
     closed_loop.measure(run, 0.2, cases)
     assert [len(series.seconds) for series in record.series] == [1, 1]
     timed = [name for name, turn in log if turn < 0]
-    assert timed == ["short", "long"]
+    assert timed == ["short", "long", "long"]
+
+
+def test_a_slow_first_click_leaves_the_other_references_their_rounds() -> None:
+    """Only where every click is slow are they in three rounds, not in 48."""
+    slow = {"cold": [0.3, *[0.01] * 99], "slow": [0.3] * 99}
+
+    class Cooling(Noted):
+        def run(self) -> None:
+            self.seconds = slow[self.name].pop(0)
+            super().run()
+
+    client = SAM2TritonClient("localhost:1")
+    subjects = [Subject(name, "subject", client) for name in "abc"]
+    begun = {}
+    for name in slow:
+        operation = Cooling(name, 0, [])
+        case = Case("click", name, partial(lambda one, _: one, operation), subjects)
+        begun[name] = closed_loop._begin(case, 0).few
+    assert begun == {"cold": {"c": 48}, "slow": {"c": 3}}
 
 
 def test_some_take_part_in_the_first_rounds_only() -> None:
