@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import io
-import re
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -18,6 +16,7 @@ import pytest
 from conftest import SPEC, Exported
 from fakes import f32, photo
 from PIL import Image
+from soak_store import read_metrics
 from test_predictor_service import CLICK, LOOK, png, point, text
 
 from triton_sam import (
@@ -55,14 +54,7 @@ def ask(way: Transport, outputs: tuple[str, ...], **inputs: Any) -> Arrays:
 
 
 def counted(server: EmbeddedServer, metric: str) -> float:
-    with urllib.request.urlopen(server.metrics_url) as page:
-        found = re.search(
-            rf'^triton_sam_{metric}{{device="cpu",model="{MODEL}"}} (\S+)$',
-            page.read().decode(),
-            re.M,
-        )
-    assert found is not None, metric
-    return float(found[1])
+    return read_metrics(server.metrics_url)[metric]
 
 
 def settled(server: EmbeddedServer, metric: str, at_least: float) -> float:
